@@ -1,0 +1,13 @@
+"""The names that recipes, stores and the command line share."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Invariance = Literal["none", "permutation", "translation", "pooled"]
+Method = Literal["optimal", "batch_optimal"]
+SolverName = Literal["scipy", "ortools"]
+Centring = Literal["position", "channel", "none"]
+SigmaRule = Literal["median_sq", "median", "fixed", "tile"]
+Estimator = Literal["biased", "unbiased"]
+KernelName = Literal["cosine", "linear", "rbf"]

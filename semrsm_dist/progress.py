@@ -1,0 +1,112 @@
+"""Progress: a bar on a terminal, a line every few seconds elsewhere, always with the time left. Goes to stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Report = Callable[[int, int], None]
+"""Called with how much is done and how much there is."""
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+@contextmanager
+def progress(label: str, unit: str, *, quiet: bool = False) -> Iterator[Report]:
+    """A function ``report(done, total)`` that shows how far a stage is.
+
+    Parameters
+    ----------
+    label
+        What is being done, e.g. ``Extracting queries``.
+    unit
+        What is counted, in the plural, e.g. ``images``.
+    quiet
+        Show nothing.
+    """
+    if quiet:
+        yield lambda done, total: None
+    elif sys.stderr.isatty():
+        with _bar(label, unit) as report:
+            yield report
+    else:
+        yield _Lines(label, unit)
+
+
+@contextmanager
+def _bar(label: str, unit: str) -> Iterator[Report]:
+    """A bar that stays on the screen when it is full."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        bar = bars.add_task(label, total=None)
+        first: list[int] = []
+
+        def report(done: int, total: int) -> None:
+            if not first:  # what an earlier run had done does not count for the speed
+                first.append(done)
+                bars.reset(bar, total=total, completed=done)
+            bars.update(bar, completed=done, total=total)
+
+        yield report
+
+
+class _Lines:
+    """A line every few seconds, and one at the end."""
+
+    def __init__(self, label: str, unit: str) -> None:
+        self._label, self._unit = label, unit
+        self._begin, self._last, self._first = time.monotonic(), 0.0, -1
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self._first < 0:
+            self._begin, self._first = now, done
+        if done < total and now - self._last < SECONDS_BETWEEN_LINES:
+            return
+        self._last = now
+        elapsed, gained = now - self._begin, done - self._first
+        left = f", {duration(elapsed / gained * (total - done))} left" if 0 < gained and done < total else ""
+        share = 100 * done / total if total else 100
+        sys.stderr.write(f"{self._label}: {done} of {total} {self._unit} ({share:.0f} %), {duration(elapsed)} elapsed{left}\n")
+        sys.stderr.flush()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them.
+
+    >>> duration(7.25), duration(75), duration(7300), duration(200000)
+    ('7.2 s', '1 min 15 s', '2 h 01 min', '2 d 7 h')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
+    if seconds < 86400:
+        return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
+    return f"{int(seconds // 86400)} d {int(seconds % 86400 // 3600)} h"
+
+
+def binary_size(count: float) -> str:
+    """Bytes as a person says them.
+
+    >>> binary_size(512), binary_size(3 * 2**20), binary_size(1.5 * 2**40)
+    ('512 B', '3.0 MiB', '1.5 TiB')
+    """
+    for name in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if count < 1024 or name == "TiB":
+            return f"{count:.0f} B" if name == "B" else f"{count:.1f} {name}"
+        count /= 1024
+    raise AssertionError

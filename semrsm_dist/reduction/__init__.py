@@ -1,0 +1,1 @@
+"""What is read from RSMs: σ of the RBF kernel, retrieval, CKA. Sums run in a fixed order, in bounded memory."""

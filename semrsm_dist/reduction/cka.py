@@ -1,0 +1,155 @@
+"""Centred kernel alignment of two RSMs over the same samples.
+
+``CKA(K, L) = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L))`` (Kornblith et al., ICML 2019; equations 1 and 2 of Wald et al.,
+NeurIPS 2024). ``biased`` is ``tr(KHLH)``; ``unbiased`` is the estimator of Song et al. (JMLR 2012), with which a minibatch
+estimate averages the HSIC terms over batches before the ratio (Nguyen et al., ICLR 2021).
+
+Both need only ``Σ K∘L`` and the row sums, so that kernels are read tile by tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semrsm_dist.names import Estimator
+from storage_schemas.errors import InvalidInputError
+
+LEAST_SAMPLES = 4
+"""The unbiased estimator divides by ``n (n − 3)``."""
+_CONSTANT = 1e-12  # a self-HSIC below this share of the kernel's energy is rounding
+
+
+@dataclass(frozen=True)
+class Hsic:
+    """The three terms of a CKA."""
+
+    kl: float
+    kk: float
+    ll: float
+
+    def __add__(self, other: Hsic) -> Hsic:
+        return Hsic(self.kl + other.kl, self.kk + other.kk, self.ll + other.ll)
+
+    def ratio(self) -> float:
+        """``kl / sqrt(kk · ll)``."""
+        return self.kl / float(np.sqrt(self.kk) * np.sqrt(self.ll))
+
+
+class HsicAccumulator:
+    """HSIC terms of two symmetric kernels, added tile by tile.
+
+    Parameters
+    ----------
+    n_samples
+        Samples of the kernels (of the batch, for a minibatch).
+    estimator
+        ``biased`` or ``unbiased``.
+    """
+
+    def __init__(self, n_samples: int, estimator: Estimator) -> None:
+        if n_samples < LEAST_SAMPLES:
+            raise InvalidInputError(f"CKA needs at least {LEAST_SAMPLES} samples, and there are {n_samples}.")
+        if estimator not in ("biased", "unbiased"):
+            raise InvalidInputError(f"There is no CKA estimator called {estimator!r}; known are biased, unbiased.")
+        self._n, self._estimator = n_samples, estimator
+        self._k_rows, self._l_rows = np.zeros(n_samples), np.zeros(n_samples)
+        self._products = np.zeros(3)
+
+    def add(self, rows: slice, columns: slice, k: NDArray[np.float64], l: NDArray[np.float64]) -> None:
+        """Add a tile on or above the diagonal; one above it counts for its mirror image too.
+
+        Parameters
+        ----------
+        rows, columns
+            Samples of the tile; equal for a tile on the diagonal.
+        k, l
+            The tile of either kernel.
+        """
+        on_diagonal = rows == columns
+        if on_diagonal and self._estimator == "unbiased":
+            k, l = _without_diagonal(k), _without_diagonal(l)
+        weight = 1.0 if on_diagonal else 2.0
+        self._products += weight * np.array([np.vdot(k, l), np.vdot(k, k), np.vdot(l, l)])
+        for sums, kernel in ((self._k_rows, k), (self._l_rows, l)):
+            sums[rows] += kernel.sum(axis=1)
+            if not on_diagonal:
+                sums[columns] += kernel.sum(axis=0)
+
+    def result(self) -> Hsic:
+        """The terms; raises `InvalidInputError` when a kernel is constant."""
+        pairs = ((self._k_rows, self._l_rows), (self._k_rows, self._k_rows), (self._l_rows, self._l_rows))
+        terms = [self._term(float(product), a, b) for product, (a, b) in zip(self._products, pairs, strict=True)]
+        for term, energy in zip(terms[1:], self._products[1:], strict=True):
+            if not term > _CONSTANT * energy / self._scale():
+                raise InvalidInputError(
+                    "A kernel is constant over all pairs, so its CKA is not defined; check that the samples differ."
+                )
+        return Hsic(*terms)
+
+    def _scale(self) -> float:
+        """What the sums are divided by."""
+        n = self._n
+        return float((n - 1) ** 2 if self._estimator == "biased" else n * (n - 3))
+
+    def _term(self, product: float, a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+        """HSIC from ``Σ A∘B`` and the row sums of both."""
+        n = self._n
+        cross, totals = float(a @ b), float(a.sum() * b.sum())
+        if self._estimator == "biased":
+            return (product - 2 * cross / n + totals / n**2) / self._scale()
+        return (product + totals / ((n - 1) * (n - 2)) - 2 * cross / (n - 2)) / self._scale()
+
+
+def cka_of_arrays(k: NDArray[np.float64], l: NDArray[np.float64], estimator: Estimator = "unbiased") -> float:
+    """CKA of two square kernels over the same samples.
+
+    Parameters
+    ----------
+    k, l
+        Kernels, ``(N, N)``, symmetric.
+    estimator
+        ``biased`` or ``unbiased``.
+
+    Raises
+    ------
+    InvalidInputError
+        When a kernel is not square, they differ in size, N < 4, a value is not finite, or a kernel is constant.
+    """
+    return minibatch_cka([(k, l)], estimator)
+
+
+def minibatch_cka(
+    batches: Iterable[tuple[NDArray[np.float64], NDArray[np.float64]]], estimator: Estimator = "unbiased"
+) -> float:
+    """CKA over minibatches: HSIC terms are averaged over batches before the ratio.
+
+    Parameters
+    ----------
+    batches
+        The two kernels ``(n, n)`` of each batch.
+    """
+    sums = Hsic(0.0, 0.0, 0.0)
+    for k, l in batches:
+        for kernel in (k, l):
+            if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1]:
+                raise InvalidInputError(f"CKA takes square kernels, and one has shape {kernel.shape}.")
+            if not np.isfinite(kernel).all():
+                raise InvalidInputError("A kernel holds NaN or infinity, so its CKA is not defined.")
+        if k.shape != l.shape:
+            raise InvalidInputError(f"CKA compares kernels over the same samples; they have {len(k)} and {len(l)}.")
+        accumulator = HsicAccumulator(len(k), estimator)
+        every = slice(0, len(k))
+        accumulator.add(every, every, np.asarray(k, dtype=np.float64), np.asarray(l, dtype=np.float64))
+        sums += accumulator.result()
+    return sums.ratio()
+
+
+def _without_diagonal(kernel: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A copy whose diagonal is zero."""
+    copy = kernel.copy()
+    np.fill_diagonal(copy, 0.0)
+    return copy

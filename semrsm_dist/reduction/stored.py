@@ -1,0 +1,124 @@
+"""Kernels of an RSM in a store, tile by tile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semrsm_dist import kernels
+from semrsm_dist.grid import Grid, TileKey, grid_from
+from semrsm_dist.matching import check_name
+from semrsm_dist.names import Invariance, KernelName, SigmaRule
+from semrsm_dist.reduction.sigma import sigma_squared
+from semrsm_dist.rsm import RSM
+from storage_schemas import IncompleteStoreError, InvalidInputError, RsmStore
+
+
+@dataclass(frozen=True)
+class StoredRsm:
+    """An RSM of a store under one invariance; reads one tile at a time.
+
+    Parameters
+    ----------
+    store
+        The RSM store.
+    invariance
+        Which inner products.
+    sigma
+        Rule of the RBF kernel: see :meth:`semrsm_dist.RSM.rbf`.
+    """
+
+    store: RsmStore
+    invariance: Invariance
+    sigma: SigmaRule | float = "median_sq"
+
+    def __post_init__(self) -> None:
+        known = self.store.invariances()
+        if not known:
+            raise IncompleteStoreError(f"{self.store.location} holds no inner products yet; run it first.")
+        check_name(f"invariance in {self.store.location}", self.invariance, known)
+
+    @cached_property
+    def grid(self) -> Grid:
+        """The grid of the store."""
+        return grid_from(self.store.grid, self.store.shape, self.store.tile_size)
+
+    @cached_property
+    def row_norms(self) -> NDArray[np.float64]:
+        """Norms of the rows, ``(N,)``."""
+        return self.store.read_norms(self.invariance, "row")
+
+    @cached_property
+    def column_norms(self) -> NDArray[np.float64]:
+        """Norms of the columns, ``(M,)``."""
+        return self.store.read_norms(self.invariance, "column")
+
+    @cached_property
+    def sigma_squared(self) -> float:
+        """``σ²`` of the RBF kernel over the whole RSM."""
+        return sigma_squared(self._distances, self.sigma)
+
+    def tile(self, key: TileKey, kernel: KernelName) -> NDArray[np.float64]:
+        """A kernel's values of one tile, ``(n, m)``."""
+        if kernel == "linear":
+            return self.store.read_tile(self.invariance, key.row, key.column)
+        if kernel == "rbf":
+            distance = self.squared_distance(key)
+            own = sigma_squared(lambda: [distance]) if self.sigma == "tile" else self.sigma_squared
+            return kernels.rbf(distance, own)
+        check_name("kernel", kernel, kernels.KERNELS)
+        return kernels.cosine(*self._terms(key))
+
+    def squared_distance(self, key: TileKey) -> NDArray[np.float64]:
+        """Squared distances of one tile, ``(n, m)``."""
+        return kernels.squared_distance(*self._terms(key))
+
+    def all_keys(self) -> Iterator[TileKey]:
+        """Every tile of the matrix in row-major order, those below the diagonal of a symmetric RSM included."""
+        n_rows, n_columns = (-(-length // self.grid.tile_size) for length in self.grid.shape)
+        if self.grid.describe()["kind"] == "minibatch":
+            raise InvalidInputError(f"{self.store.location} holds the pairs within batches only, not a whole matrix.")
+        for row in range(n_rows):
+            for column in range(n_columns):
+                yield TileKey(row, column)
+
+    def _terms(self, key: TileKey) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Inner products and norms of one tile."""
+        rows, columns = self.grid.slices(key)
+        inner = self.store.read_tile(self.invariance, key.row, key.column)
+        return inner, self.row_norms[rows], self.column_norms[columns]
+
+    def _distances(self) -> Iterator[NDArray[np.float64]]:
+        """Squared distances that hold every unordered pair equally often (those of a sample with itself are zero)."""
+        for key in self.grid.tile_keys():
+            distances = self.squared_distance(key)
+            if self.grid.symmetric and key.on_diagonal:
+                yield distances[np.triu_indices(len(distances), 1)]
+            else:
+                yield distances
+
+
+def load_rsm(url: str, invariance: Invariance = "permutation") -> RSM:
+    """Read a whole RSM into memory.
+
+    Parameters
+    ----------
+    url
+        An RSM store that has been computed.
+    invariance
+        Which inner products.
+
+    Raises
+    ------
+    IncompleteStoreError
+        While a tile is missing.
+    """
+    stored = StoredRsm(RsmStore.open(url), invariance)
+    values = np.empty(stored.grid.shape)
+    for key in stored.all_keys():
+        values[stored.grid.slices(key)] = stored.tile(key, "linear")
+    return RSM(values, stored.row_norms, stored.column_norms, symmetric=stored.grid.symmetric)

@@ -1,0 +1,236 @@
+"""The dispatch loop: from units of work to receipts, over any executor. Pure but for the executor and the clock.
+
+Several units travel in one task, so that a task takes about :attr:`Policy.task_seconds`. The number of tasks in flight is
+bounded by the executor's slots. A unit that fails is tried again alone; a task that is lost or overdue is submitted again;
+a unit that keeps failing is set aside with its reason while the rest goes on. Writing a unit twice writes the same bytes, so
+a task that was given up and still ends does no harm.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Protocol
+
+from semrsm_dist.runtime.units import Outcome, Receipt, Task, Unit
+from storage_schemas.errors import StorageUnavailableError
+
+FATAL_ERRORS = frozenset({StorageUnavailableError.__name__})
+"""Errors that no other worker would be spared: the run stops at once, keeping what is written."""
+
+
+class Executor(Protocol):
+    """Somewhere that tasks run."""
+
+    def slots(self) -> int:
+        """How many tasks can run at once now; changes as nodes join and leave."""
+
+    def submit(self, task: Task) -> None:
+        """Start a task, or queue it."""
+
+    def poll(self, timeout: float) -> list[Outcome]:
+        """Tasks that have ended since the last call, waiting up to ``timeout`` seconds for the first."""
+
+    def abandon(self, task: Task) -> None:
+        """Stop caring for a task, and stop it where that is possible."""
+
+    def close(self) -> None:
+        """Give everything back."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How the loop decides. Times are seconds."""
+
+    task_seconds: float = 15.0
+    """What a task should take; units are put together to reach it."""
+    queue_factor: float = 2.0
+    """Tasks in flight for each slot."""
+    attempts: int = 3
+    """How often a unit may fail for its own reason before it is set aside."""
+    losses: int = 8
+    """How often a unit may be lost with its worker before it is set aside."""
+    least_deadline: float = 300.0
+    """No task is overdue before this."""
+    deadline_factor: float = 20.0
+    """A task is overdue after this many times its expected duration."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt at a unit, as the driver saw it: what subscribers are told and event rows are made of."""
+
+    unit: Unit
+    attempt: int
+    """1 for the first."""
+    status: str
+    """``done``, ``failed``, ``lost`` or ``overdue``."""
+    error: str | None
+    queued: datetime
+    received: datetime
+    receipt: Receipt | None
+
+
+@dataclass
+class DispatchResult:
+    """What a run of the loop came to."""
+
+    done: dict[Unit, Receipt] = field(default_factory=dict)
+    set_aside: dict[Unit, str] = field(default_factory=dict)
+    """Units that were given up, each with its last error."""
+
+
+@dataclass
+class _InFlight:
+    """A submitted task and when it was submitted."""
+
+    task: Task
+    queued: datetime
+    deadline: float
+
+
+class _Dispatch:
+    """State of one run of the loop."""
+
+    def __init__(
+        self,
+        units: Iterable[Unit],
+        executor: Executor,
+        policy: Policy,
+        on_attempt: Callable[[Attempt], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self.pending = deque(units)
+        self.retries: deque[Unit] = deque()
+        self.in_flight: dict[int, _InFlight] = {}
+        self.result = DispatchResult()
+        self._executor, self._policy, self._on_attempt, self._clock = executor, policy, on_attempt, clock
+        self._failures: dict[Unit, int] = {}
+        self._losses: dict[Unit, int] = {}
+        self._submitted = 0
+        self._unit_seconds: dict[tuple[str, str], float] = {}
+
+    def fill(self) -> None:
+        """Submit until enough is in flight."""
+        slots = max(self._executor.slots(), 1)
+        limit = max(int(slots * self._policy.queue_factor), 1)
+        while len(self.in_flight) < limit and (self.pending or self.retries):
+            units = (self.retries.popleft(),) if self.retries else self._next_units(slots)
+            self._submitted += 1
+            task = Task(self._submitted, units)
+            expected = sum(self._expected(unit) for unit in units) * self._policy.queue_factor
+            deadline = self._clock() + max(self._policy.least_deadline, self._policy.deadline_factor * expected)
+            self.in_flight[task.number] = _InFlight(task, datetime.now(UTC), deadline)
+            self._executor.submit(task)
+
+    def collect(self, timeout: float) -> None:
+        """Take in what has ended, and give up what is overdue."""
+        for outcome in self._executor.poll(timeout):
+            flight = self.in_flight.pop(outcome.task.number, None)
+            if flight is None:
+                continue  # given up before; if it wrote tiles, their bytes are the same
+            if outcome.lost is not None:
+                self._lose(flight, outcome.lost, "lost")
+            for receipt in outcome.receipts:
+                self._receive(flight, receipt)
+        now = self._clock()
+        for flight in [flight for flight in self.in_flight.values() if flight.deadline < now]:
+            del self.in_flight[flight.task.number]
+            self._executor.abandon(flight.task)
+            self._lose(flight, "the task did not end before its deadline", "overdue")
+
+    def _next_units(self, slots: int) -> tuple[Unit, ...]:
+        """As many pending units as make a task of the wanted length, leaving work for every slot."""
+        share = max(len(self.pending) // (4 * slots), 1)
+        units: list[Unit] = []
+        seconds = 0.0
+        while self.pending and len(units) < share and seconds < self._policy.task_seconds:
+            units.append(self.pending.popleft())
+            seconds += self._expected(units[-1], unknown=self._policy.task_seconds)
+        return tuple(units)
+
+    def _expected(self, unit: Unit, unknown: float = 0.0) -> float:
+        """Seconds that a unit should take, by those before it."""
+        return self._unit_seconds.get((unit.part, unit.invariance), unknown)
+
+    def _receive(self, flight: _InFlight, receipt: Receipt) -> None:
+        """One receipt of a task that came back."""
+        unit = receipt.unit
+        if receipt.error is None:
+            self.result.done[unit] = receipt
+            seconds = (receipt.ended - receipt.started).total_seconds()
+            kind = (unit.part, unit.invariance)
+            self._unit_seconds[kind] = 0.8 * self._unit_seconds.get(kind, seconds) + 0.2 * seconds
+            self._tell(flight, unit, "done", None, receipt)
+            return
+        self._tell(flight, unit, "failed", receipt.error, receipt)
+        if receipt.error_type in FATAL_ERRORS:
+            raise StorageUnavailableError(receipt.error)
+        self._failures[unit] = self._failures.get(unit, 0) + 1
+        self._again(unit, self._failures[unit] >= self._policy.attempts, receipt.error)
+
+    def _lose(self, flight: _InFlight, reason: str, status: str) -> None:
+        """Every unit of a task that came to nothing."""
+        for unit in flight.task.units:
+            self._tell(flight, unit, status, reason, None)
+            self._losses[unit] = self._losses.get(unit, 0) + 1
+            self._again(unit, self._losses[unit] >= self._policy.losses, reason)
+
+    def _again(self, unit: Unit, enough: bool, reason: str) -> None:
+        """Try a unit once more, alone, or set it aside."""
+        if enough:
+            self.result.set_aside[unit] = reason
+        else:
+            self.retries.append(unit)
+
+    def _tell(self, flight: _InFlight, unit: Unit, status: str, error: str | None, receipt: Receipt | None) -> None:
+        """Tell the subscriber about an attempt."""
+        attempt = 1 + self._failures.get(unit, 0) + self._losses.get(unit, 0)
+        self._on_attempt(Attempt(unit, attempt, status, error, flight.queued, datetime.now(UTC), receipt))
+
+
+def dispatch(
+    units: Iterable[Unit],
+    executor: Executor,
+    *,
+    policy: Policy | None = None,
+    on_attempt: Callable[[Attempt], None] = lambda attempt: None,
+    on_idle: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = time.monotonic,
+) -> DispatchResult:
+    """Run units of work to their end.
+
+    Parameters
+    ----------
+    units
+        What is to be done, in the order in which it should start.
+    executor
+        Where it runs.
+    policy
+        How the loop decides; the defaults when None.
+    on_attempt
+        Told of every attempt at a unit.
+    on_idle
+        Called at least once a second, for progress and for flushing events.
+    clock
+        Seconds, monotonic.
+
+    Returns
+    -------
+    DispatchResult
+        Receipts of what was done, and what was set aside with its reason.
+
+    Raises
+    ------
+    StorageUnavailableError
+        As soon as one worker finds the disk full, read-only or out of reach.
+    """
+    loop = _Dispatch(units, executor, policy or Policy(), on_attempt, clock)
+    while loop.pending or loop.retries or loop.in_flight:
+        loop.fill()
+        loop.collect(timeout=1.0)
+        on_idle()
+    return loop.result

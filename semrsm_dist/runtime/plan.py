@@ -1,0 +1,180 @@
+"""The plan: what a run will cost in tiles, bytes, memory and time, before it starts."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from threadpoolctl import threadpool_limits
+
+from semrsm_dist.grid import Grid
+from semrsm_dist.matching import MatchingSettings, alignment
+from semrsm_dist.names import Invariance
+from semrsm_dist.progress import binary_size, duration
+from semrsm_dist.tile import centred, compute_tile
+from storage_schemas import ActivationStore, InvalidInputError, RsmStore
+
+PROCESS_BYTES = 400 * 2**20
+"""Resident memory of a worker process before it reads anything: Python, NumPy, SciPy, Zarr and Ray."""
+_SAMPLES_TO_TIME = 4
+
+
+@dataclass(frozen=True)
+class RsmPlan:
+    """What a run will cost."""
+
+    shape: tuple[int, int]
+    """``(N, M)``."""
+    n_positions: int
+    n_channels: int
+    invariances: tuple[str, ...]
+    n_tiles: int
+    """Tiles of all invariances."""
+    n_missing: int
+    """Of those, what is not in the store yet."""
+    n_pairs: int
+    """Pairs of all invariances."""
+    store_bytes: int
+    """Size on disk of the finished tiles."""
+    memory_per_worker: int
+    """Projected peak memory of one worker, in bytes."""
+    pair_seconds: Mapping[str, float]
+    """Seconds for one pair under each invariance, timed on real pairs, on one core."""
+    cpu_seconds: float
+    """Estimated CPU time of what is missing."""
+    workers: int
+
+    @property
+    def seconds(self) -> float:
+        """Estimated time to the end."""
+        return self.cpu_seconds / self.workers
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "seconds": self.seconds}
+
+    def __str__(self) -> str:
+        timed = ", ".join(f"{name} {seconds * 1e3:.3g} ms" for name, seconds in self.pair_seconds.items())
+        return "\n".join(
+            (
+                f"  RSM          {self.shape[0]:,} × {self.shape[1]:,}, S = {self.n_positions:,}, C = {self.n_channels:,}, "
+                f"invariances {', '.join(self.invariances)}",
+                f"  tiles        {self.n_tiles:,} ({self.n_missing:,} to compute), {self.n_pairs:,} pairs",
+                f"  disk         {binary_size(self.store_bytes)}",
+                f"  memory       {binary_size(self.memory_per_worker)} per worker",
+                f"  one pair     {timed}",
+                f"  time         {duration(self.cpu_seconds)} of CPU, about {duration(self.seconds)} "
+                f"with {self.workers} worker{'s' if self.workers != 1 else ''}",
+            )
+        )
+
+
+def project_memory(
+    tile_size: int,
+    n_positions: int,
+    n_channels: int,
+    itemsize: int,
+    working_bytes: int,
+    chunk_samples: int,
+) -> int:
+    """Peak memory of a worker in bytes, from shapes alone.
+
+    Two centred float32 blocks, one block as stored while it is read together with the chunks it is decoded from, what the
+    alignment allocates, and the process itself. The cache of blocks shrinks to the two in use when memory is short.
+
+    >>> project_memory(100, 49, 1280, 4, 0, 50) // 2**20
+    495
+    """
+    sample = n_positions * n_channels
+    blocks = 2 * tile_size * sample * 4
+    reading = (tile_size + 2 * chunk_samples) * sample * itemsize
+    return PROCESS_BYTES + blocks + max(reading, working_bytes)
+
+
+def time_pairs(
+    rows: ActivationStore,
+    columns: ActivationStore,
+    store: RsmStore,
+    invariances: Sequence[Invariance],
+    matching: MatchingSettings,
+) -> dict[str, float]:
+    """Seconds of one pair under each invariance, from a few real pairs on one core."""
+    centre = store.read_centre()
+    first = centred(rows.read(0, min(_SAMPLES_TO_TIME, rows.n_samples)), centre)
+    second = centred(columns.read(0, min(_SAMPLES_TO_TIME, columns.n_samples)), centre)
+    found: dict[str, float] = {}
+    with threadpool_limits(limits=1):
+        for invariance in invariances:
+            aligned = alignment(invariance, matching, rows.spatial_shape)
+            compute_tile(first[:1], second[:1], aligned)  # the first call loads libraries
+            begin = time.perf_counter()
+            compute_tile(first, second, aligned)
+            found[invariance] = (time.perf_counter() - begin) / (len(first) * len(second))
+    return found
+
+
+def make_plan(
+    grid: Grid,
+    rows: ActivationStore,
+    invariances: Sequence[Invariance],
+    matching: MatchingSettings,
+    *,
+    missing: Mapping[str, int],
+    pair_seconds: Mapping[str, float],
+    workers: int,
+) -> RsmPlan:
+    """Put a plan together.
+
+    Parameters
+    ----------
+    missing
+        Tiles to compute under each invariance.
+    pair_seconds
+        See :func:`time_pairs`.
+    workers
+        How many run at once.
+    """
+    n_positions, n_channels, size = rows.n_positions, rows.n_channels, grid.tile_size
+    n_samples = min(size, max(grid.shape))
+    working = max(
+        alignment(name, matching, rows.spatial_shape).working_bytes(n_samples, n_positions, n_channels) for name in invariances
+    )
+    pairs_per_tile = grid.n_pairs / grid.n_tiles
+    return RsmPlan(
+        shape=grid.shape,
+        n_positions=n_positions,
+        n_channels=n_channels,
+        invariances=tuple(invariances),
+        n_tiles=grid.n_tiles * len(invariances),
+        n_missing=sum(missing.values()),
+        n_pairs=grid.n_pairs * len(invariances),
+        store_bytes=grid.n_tiles * len(invariances) * (size * size * 8 + 4),
+        memory_per_worker=project_memory(n_samples, n_positions, n_channels, rows.dtype.itemsize, working, rows.chunk_samples),
+        pair_seconds=dict(pair_seconds),
+        cpu_seconds=float(sum(missing[name] * pairs_per_tile * pair_seconds[name] for name in invariances)),
+        workers=workers,
+    )
+
+
+def check_memory(plan: RsmPlan, memory_per_worker: int | None) -> None:
+    """Refuse a plan that does not fit a worker's memory.
+
+    Parameters
+    ----------
+    memory_per_worker
+        Bytes a worker may use; a worker's share of this machine's memory when None.
+    """
+    limit = memory_per_worker or int(machine_memory_bytes() / plan.workers)
+    if plan.memory_per_worker > limit:
+        raise InvalidInputError(
+            f"A worker would need {binary_size(plan.memory_per_worker)} and may use {binary_size(limit)}; "
+            "use fewer workers, a smaller tile_size, or a machine with more memory."
+        )
+
+
+def machine_memory_bytes() -> int:
+    """Physical memory of this machine in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

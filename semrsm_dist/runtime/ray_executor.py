@@ -1,0 +1,136 @@
+"""The executor that runs tasks on Ray: an embedded local one, or an existing cluster. The only module that imports Ray."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError, TaskCancelledError
+
+from semrsm_dist.runtime.units import Outcome, Receipt, Task, Unit
+from semrsm_dist.runtime.worker import RsmJob, TileWorker
+from storage_schemas.errors import InvalidInputError
+
+_SECONDS_BETWEEN_RESOURCE_QUERIES = 5.0
+
+
+def _run_units(job: dict[str, Any], units: tuple[Unit, ...]) -> list[Receipt]:
+    """What a Ray worker runs; the worker of the last job is kept in the process, with its blocks."""
+    global _kept
+    if _kept is None or _kept[0] != job:
+        _kept = (job, TileWorker(RsmJob.from_json(job)))
+    return _kept[1].run(units)
+
+
+_kept: tuple[dict[str, Any], TileWorker] | None = None
+
+
+class RayExecutor:
+    """Runs tasks on Ray.
+
+    Parameters
+    ----------
+    job
+        What the workers compute.
+    address
+        Address of an existing cluster; ``RAY_ADDRESS`` of the environment when None (as inside ``ray job submit``);
+        without either a local Ray is started on loopback, and stopped by :meth:`close`.
+    workers
+        Tasks at once: CPUs of the embedded Ray, or the most to use of a cluster; all of them when None.
+    memory_bytes
+        Memory to reserve for each task on an existing cluster.
+
+    Raises
+    ------
+    InvalidInputError
+        When the cluster cannot be reached.
+    """
+
+    def __init__(
+        self,
+        job: RsmJob,
+        *,
+        address: str | None = None,
+        workers: int | None = None,
+        memory_bytes: int | None = None,
+    ) -> None:
+        self._job, self._workers = job.to_json(), workers
+        self._tasks: dict[Any, Task] = {}
+        self._slots, self._next_query = 1, 0.0
+        self._started_ray = connect(address, workers)
+        # max_retries=0: the dispatch loop sees every loss, and submits again by its own policy.
+        options: dict[str, Any] = {"num_cpus": 1, "max_retries": 0}
+        if memory_bytes and not self._started_ray:
+            options["memory"] = memory_bytes
+        self._remote = ray.remote(**options)(_run_units)
+
+    def slots(self) -> int:
+        """CPUs of the cluster, or ``workers`` when that is less."""
+        now = time.monotonic()
+        if now >= self._next_query:
+            self._slots = max(int(ray.cluster_resources().get("CPU", 1)), 1)
+            self._next_query = now + _SECONDS_BETWEEN_RESOURCE_QUERIES
+        return min(self._slots, self._workers) if self._workers else self._slots
+
+    def submit(self, task: Task) -> None:
+        """Submit a task."""
+        self._tasks[self._remote.remote(self._job, task.units)] = task
+
+    def poll(self, timeout: float) -> list[Outcome]:
+        """Tasks that have ended; one whose worker or node died is lost."""
+        if not self._tasks:
+            return []
+        ended, _ = ray.wait(list(self._tasks), num_returns=1, timeout=timeout)
+        if ended:  # take all that have ended by now, not only the first
+            ended, _ = ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=0)
+        return [self._outcome(reference) for reference in ended]
+
+    def abandon(self, task: Task) -> None:
+        """Cancel a task, by force."""
+        for reference, known in list(self._tasks.items()):
+            if known.number == task.number:
+                del self._tasks[reference]
+                ray.cancel(reference, force=True)
+
+    def close(self) -> None:
+        """Cancel what still runs; stop the embedded Ray."""
+        for task in list(self._tasks.values()):
+            self.abandon(task)
+        if self._started_ray:
+            ray.shutdown()
+
+    def _outcome(self, reference: Any) -> Outcome:
+        """What a finished reference came to."""
+        task = self._tasks.pop(reference)
+        try:
+            return Outcome(task, tuple(ray.get(reference, timeout=60)))
+        except (RayError, GetTimeoutError, TaskCancelledError) as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            return Outcome(task, lost=f"{type(error).__name__}: {lines[0] if lines else 'no further word'}")
+
+
+def connect(address: str | None, workers: int | None) -> bool:
+    """Connect to Ray unless connected; returns whether a local Ray was started here."""
+    if ray.is_initialized():
+        return False
+    wanted = address or os.environ.get("RAY_ADDRESS")
+    quiet = {"logging_level": "ERROR", "log_to_driver": False}
+    if wanted:
+        try:
+            ray.init(address=wanted, **quiet)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise InvalidInputError(
+                f"There is no Ray cluster at {wanted} ({str(error).splitlines()[0]}); "
+                "start one with `ray start --head`, or leave the address out for a local Ray."
+            ) from error
+        return False
+    ray.init(
+        address="local",
+        num_cpus=workers or os.cpu_count() or 1,
+        include_dashboard=False,
+        _node_ip_address="127.0.0.1",
+        **quiet,
+    )
+    return True

@@ -1,0 +1,69 @@
+"""Units of work and the receipts they return: what travels between the driver and its workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from semrsm_dist.grid import TileKey
+from semrsm_dist.names import Invariance
+
+Part = Literal["tile", "row_norms", "column_norms"]
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Unit:
+    """One tile, or the norms of one block of samples, under one invariance: one chunk of the store."""
+
+    key: TileKey
+    """The tile; for norms the block is ``key.row`` and ``key.column`` is 0."""
+    invariance: Invariance
+    part: Part = "tile"
+
+    def __str__(self) -> str:
+        if self.part == "tile":
+            return f"tile {self.key} under {self.invariance}"
+        return f"{self.part.replace('_', ' ')} {self.key.row} under {self.invariance}"
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a worker reports of one attempt at a unit; never an array."""
+
+    unit: Unit
+    error: str | None
+    """One line on what went wrong, or None when the chunk is in the store."""
+    error_type: str | None
+    """Name of the exception's class."""
+    checksum: str | None
+    """Checksum of the values written."""
+    started: datetime
+    ended: datetime
+    read_seconds: float
+    solve_seconds: float
+    write_seconds: float
+    peak_memory_bytes: int
+    """Largest resident memory of the worker process so far."""
+    node: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Several units that a worker does one after the other."""
+
+    number: int
+    """Counts up with each submission, so that a second attempt is another task."""
+    units: tuple[Unit, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a task."""
+
+    task: Task
+    receipts: tuple[Receipt, ...] = ()
+    """One receipt a unit, unless the task was lost."""
+    lost: str | None = None
+    """Why the whole task came to nothing (its worker died, say), or None."""

@@ -1,0 +1,151 @@
+"""What a worker does: read two blocks, compute the tile, write it, say so."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from semrsm_dist.grid import Grid, grid_from
+from semrsm_dist.matching import Alignment, MatchingSettings, alignment
+from semrsm_dist.names import Invariance
+from semrsm_dist.runtime.units import Receipt, Unit
+from semrsm_dist.tile import centred, compute_tile
+from storage_schemas import ActivationStore, RsmStore
+from storage_schemas.rsm import Side
+
+
+@dataclass(frozen=True)
+class RsmJob:
+    """Everything a worker must know to compute any tile of one RSM; plain values, so that it travels as JSON."""
+
+    rows: str
+    """URL of the activation store of the rows."""
+    columns: str
+    """URL of the activation store of the columns; the same as ``rows`` when the grid is symmetric."""
+    out: str
+    """URL of the RSM store, already created."""
+    matching: MatchingSettings = field(default_factory=MatchingSettings)
+    cache_bytes: int = 2**30
+    """Budget of a worker for blocks of samples that it keeps; at least the two in use are always held."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for :meth:`from_json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """The job that :meth:`to_json` described."""
+        return cls(**{**values, "matching": MatchingSettings(**values["matching"])})
+
+
+class TileWorker:
+    """Computes units of one RSM, keeping recently used blocks of samples."""
+
+    def __init__(self, job: RsmJob) -> None:
+        self._job = job
+        self._rows = ActivationStore.open(job.rows)
+        self._columns = self._rows if job.columns == job.rows else ActivationStore.open(job.columns)
+        self._store = RsmStore.open(job.out, writable=True)
+        self._grid: Grid = grid_from(self._store.grid, self._store.shape, self._store.tile_size)
+        self._centre = self._store.read_centre()
+        self._alignments: dict[Invariance, Alignment] = {}
+        self._blocks: OrderedDict[tuple[Side, int], NDArray[np.float32]] = OrderedDict()
+
+    def run(self, units: Iterable[Unit]) -> list[Receipt]:
+        """Do the units one after the other; an error in one is its receipt's, and the others go on."""
+        with threadpool_limits(limits=1):  # one core a worker: the executor runs as many as there are cores
+            return [self._attempt(unit) for unit in units]
+
+    def _attempt(self, unit: Unit) -> Receipt:
+        """One unit, timed."""
+        started, clock = datetime.now(UTC), _Stopwatch()
+        checksum, error = None, None
+        try:
+            checksum = self._do(unit, clock)
+        except Exception as caught:
+            error = caught
+        return Receipt(
+            unit=unit,
+            error=None if error is None else (str(error) or repr(error)).splitlines()[0],
+            error_type=None if error is None else type(error).__name__,
+            checksum=checksum,
+            started=started,
+            ended=datetime.now(UTC),
+            read_seconds=clock.seconds["read"],
+            solve_seconds=clock.seconds["solve"],
+            write_seconds=clock.seconds["write"],
+            peak_memory_bytes=peak_memory_bytes(),
+            node=socket.gethostname(),
+            pid=os.getpid(),
+        )
+
+    def _do(self, unit: Unit, clock: _Stopwatch) -> str:
+        """Compute and write the chunk of a unit; returns its checksum."""
+        if unit.part != "tile":
+            side: Side = "row" if unit.part == "row_norms" else "column"
+            block = self._block(side, unit.key.row)
+            clock.lap("read")
+            norms = self._alignment(unit.invariance).norms(block)
+            clock.lap("solve")
+            checksum = self._store.write_norms(unit.invariance, side, unit.key.row, norms)
+            clock.lap("write")
+            return checksum
+        same = self._grid.symmetric and unit.key.on_diagonal
+        rows = self._block("row", unit.key.row)
+        columns = rows if same else self._block("column", unit.key.column)
+        clock.lap("read")
+        values = compute_tile(rows, columns, self._alignment(unit.invariance), same=same)
+        clock.lap("solve")
+        checksum = self._store.write_tile(unit.invariance, unit.key.row, unit.key.column, values)
+        clock.lap("write")
+        return checksum
+
+    def _alignment(self, invariance: Invariance) -> Alignment:
+        if invariance not in self._alignments:
+            self._alignments[invariance] = alignment(invariance, self._job.matching, self._rows.spatial_shape)
+        return self._alignments[invariance]
+
+    def _block(self, side: Side, index: int) -> NDArray[np.float32]:
+        """A centred block of samples, from the cache or the store."""
+        store = self._rows if side == "row" else self._columns
+        wanted: tuple[Side, int] = ("row" if store is self._rows else side, index)
+        if wanted in self._blocks:
+            self._blocks.move_to_end(wanted)
+            return self._blocks[wanted]
+        start = index * self._grid.tile_size
+        block = centred(store.read(start, start + self._grid.tile_size), self._centre)
+        self._blocks[wanted] = block
+        while len(self._blocks) > 2 and sum(kept.nbytes for kept in self._blocks.values()) > self._job.cache_bytes:
+            self._blocks.popitem(last=False)
+        return block
+
+
+class _Stopwatch:
+    """Seconds since the last lap, added up by name."""
+
+    def __init__(self) -> None:
+        self.seconds = {"read": 0.0, "solve": 0.0, "write": 0.0}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] += now - self._last
+        self._last = now
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident memory of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,32 @@
+"""What semrsm-dist keeps on disk: activation stores, RSM stores, Arrow tables and fingerprints.
+
+This package imports neither Ray nor PyTorch nor ``semrsm_dist``, so that any program can read the stores.
+"""
+
+from storage_schemas.activations import ActivationStore
+from storage_schemas.errors import (
+    DamagedChunkError,
+    FingerprintMismatchError,
+    IncompleteStoreError,
+    InvalidInputError,
+    NonFiniteError,
+    SchemaVersionError,
+    SemrsmError,
+    StorageUnavailableError,
+    StoreNotFoundError,
+)
+from storage_schemas.rsm import RsmStore
+
+__all__ = [
+    "ActivationStore",
+    "DamagedChunkError",
+    "FingerprintMismatchError",
+    "IncompleteStoreError",
+    "InvalidInputError",
+    "NonFiniteError",
+    "RsmStore",
+    "SchemaVersionError",
+    "SemrsmError",
+    "StorageUnavailableError",
+    "StoreNotFoundError",
+]

@@ -1,0 +1,39 @@
+"""The errors a caller can act on. Each message is one sentence to a person: what, where, what to do."""
+
+from __future__ import annotations
+
+
+class SemrsmError(Exception):
+    """Base of every error that is a user's to mend; the command line prints it and exits with status 2."""
+
+
+class InvalidInputError(SemrsmError, ValueError):
+    """An argument, a file or an array that the system cannot work with."""
+
+
+class StoreNotFoundError(SemrsmError, FileNotFoundError):
+    """A store or file that should be there is not."""
+
+
+class SchemaVersionError(SemrsmError):
+    """A store of another kind, or of a version that this release does not read."""
+
+
+class FingerprintMismatchError(SemrsmError):
+    """A store that was computed from something else than what is asked for now."""
+
+
+class NonFiniteError(SemrsmError, ValueError):
+    """NaN or infinity where numbers are expected."""
+
+
+class IncompleteStoreError(SemrsmError):
+    """A store whose computation has not finished."""
+
+
+class DamagedChunkError(SemrsmError):
+    """A chunk whose bytes do not match their checksum."""
+
+
+class StorageUnavailableError(SemrsmError, OSError):
+    """The disk or object store refuses: full, read-only, no permission, or out of reach."""

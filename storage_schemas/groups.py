@@ -1,0 +1,147 @@
+"""Zarr groups and arrays as both stores need them: NaN-filled, checksummed, every chunk written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.abc.codec import BytesBytesCodec
+from zarr.codecs import Crc32cCodec
+from zarr.core.array_spec import ArrayConfigParams
+from zarr.errors import GroupNotFoundError
+
+from storage_schemas.errors import (
+    DamagedChunkError,
+    IncompleteStoreError,
+    SchemaVersionError,
+    StoreNotFoundError,
+)
+from storage_schemas.fingerprint import check_same, fingerprint, package_versions
+from storage_schemas.location import Location, storage_errors
+
+_ALWAYS_WRITE: ArrayConfigParams = {"write_empty_chunks": True}  # not persisted by Zarr, so set on every open
+
+
+def create_group(
+    location: Location,
+    schema: str,
+    version: int,
+    computed_from: Mapping[str, Any],
+    attributes: Mapping[str, Any],
+) -> zarr.Group:
+    """A new group, or the existing one when it was computed from the same; raises `FingerprintMismatchError`."""
+    if location.exists("zarr.json"):
+        group = open_group(location, schema, version, writable=True)
+        check_same(str(location), cast("Mapping[str, Any]", group.attrs["computed_from"]), computed_from)
+        return group
+    with storage_errors(str(location)):
+        return zarr.create_group(
+            location.zarr_store(),
+            attributes={
+                "schema": schema,
+                "version": version,
+                "fingerprint": fingerprint(computed_from),
+                "computed_from": dict(computed_from),
+                "packages": package_versions(),
+                **attributes,
+            },
+        )
+
+
+def open_group(location: Location, schema: str, version: int, *, writable: bool = False) -> zarr.Group:
+    """An existing group of this schema and version; raises `StoreNotFoundError` and `SchemaVersionError`."""
+    if not location.exists("zarr.json"):
+        raise StoreNotFoundError(f"There is no Zarr store at {location}; check the path.")
+    with storage_errors(str(location)):
+        try:
+            group = zarr.open_group(location.zarr_store(read_only=not writable), mode="r+" if writable else "r")
+        except (GroupNotFoundError, ValueError) as error:
+            raise SchemaVersionError(f"{location} is not a group of semrsm-dist; expected a {schema} store.") from error
+    found, found_version = group.attrs.get("schema"), group.attrs.get("version")
+    if found != schema:
+        raise SchemaVersionError(f"{location} holds {found or 'no known schema'}; expected a store of schema {schema}.")
+    if found_version != version:
+        raise SchemaVersionError(
+            f"{location} has version {found_version} of the {schema} schema and this release reads version {version}; "
+            "use the release that wrote it, or compute it again."
+        )
+    return group
+
+
+def create_array(
+    location: Location,
+    path: str,
+    *,
+    shape: Sequence[int],
+    chunks: Sequence[int],
+    dtype: str,
+    dimension_names: Sequence[str],
+    compressors: Sequence[BytesBytesCodec] = (),
+) -> zarr.Array[Any]:
+    """A new float array whose chunks end in a CRC32C, filled with NaN."""
+    with storage_errors(str(location)):
+        return zarr.create_array(
+            location.zarr_store(),
+            name=path,
+            shape=tuple(shape),
+            chunks=tuple(chunks),
+            dtype=dtype,
+            fill_value=np.nan,
+            filters=None,
+            compressors=[*compressors, Crc32cCodec()],
+            dimension_names=tuple(dimension_names),
+            config=_ALWAYS_WRITE,
+        )
+
+
+def open_array(location: Location, path: str, *, writable: bool = False) -> zarr.Array[Any]:
+    """An existing array, set to write every chunk."""
+    if not location.exists(f"{path}/zarr.json"):
+        raise IncompleteStoreError(f"{location} has no {path}; it has not been computed yet.")
+    with storage_errors(str(location)):
+        array = zarr.open_array(location.zarr_store(read_only=not writable), path=path, mode="r+" if writable else "r")
+        return cast("zarr.Array[Any]", array.with_config(_ALWAYS_WRITE))
+
+
+def read_selection(location: Location, array: zarr.Array[Any], *selection: slice) -> NDArray[Any]:
+    """Values of a selection; raises :class:`DamagedChunkError` where a checksum or the decoding fails."""
+    with storage_errors(str(location)):
+        try:
+            return np.asarray(array[selection])
+        except (ValueError, RuntimeError) as error:
+            spans = ", ".join(f"{part.start}:{part.stop}" for part in selection)
+            raise DamagedChunkError(
+                f"{location}/{array.path} is damaged within [{spans}] ({error}); compute that part again."
+            ) from error
+
+
+def write_selection(location: Location, array: zarr.Array[Any], values: NDArray[Any], *selection: slice) -> None:
+    """Write values into a selection."""
+    with storage_errors(str(location)):
+        array[selection] = values
+
+
+def chunk_indices(sizes: Mapping[str, int], path: str, *, exact_bytes: int | None = None) -> set[tuple[int, ...]]:
+    """Chunk coordinates of an array among the listed objects.
+
+    Parameters
+    ----------
+    sizes
+        Object keys and their sizes in bytes, as :meth:`Location.sizes` lists them.
+    path
+        The array's path inside the store.
+    exact_bytes
+        Size of a whole chunk when the codecs fix it; another size is a truncated chunk and is left out.
+
+    >>> sorted(chunk_indices({"m/c/0/1": 12, "m/c/0/0": 8, "m/zarr.json": 9}, "m", exact_bytes=12))
+    [(0, 1)]
+    """
+    prefix = f"{path}/c/"
+    found = set()
+    for key, size in sizes.items():
+        if key.startswith(prefix) and (size == exact_bytes if exact_bytes is not None else size > 4):
+            found.add(tuple(int(part) for part in key[len(prefix) :].split("/")))
+    return found
