@@ -74,6 +74,7 @@ class _Lines:
         now = time.monotonic()
         if self._first < 0:
             self._begin, self._first = now, done
+            self._last = now if 0 < done < total else 0.0  # a start is worth a line, a first step is not
         if done < total and now - self._last < SECONDS_BETWEEN_LINES:
             return
         self._last = now

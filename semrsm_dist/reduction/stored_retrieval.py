@@ -22,24 +22,13 @@ from semrsm_dist.reduction.retrieval import (
     iou_scores,
     mean_at_k,
 )
+from semrsm_dist.reduction.samples import Samples
 from semrsm_dist.reduction.stored import StoredRsm
 from storage_schemas import InvalidInputError, RsmStore
 from storage_schemas.tables import NEIGHBOURS, RETRIEVAL
 
 BASELINE: Invariance = "none"
 """Differences are taken to this invariance when the store has it."""
-
-
-@dataclass(frozen=True)
-class Samples:
-    """One side of an RSM: its samples and what is in them."""
-
-    ids: Sequence[str]
-    """Sample ids in the order of the RSM."""
-    videos: Sequence[str | None]
-    """What video each is of (group and video id together), or None."""
-    counts: NDArray[np.int64]
-    """Instances of each class, ``(samples, classes)``."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,176 @@
+"""Verbs that make stores: extract, import, rsm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from semrsm_dist.commands.output import json_option, print_json
+from semrsm_dist.matching import MatchingSettings
+from semrsm_dist.names import Centring, Invariance, Method, SolverName
+from semrsm_dist.progress import progress
+from storage_schemas import ActivationStore, RsmStore
+from storage_schemas.errors import InvalidInputError
+
+
+@click.command()
+@click.option("--images", required=True, type=click.Path(path_type=Path), help="Folder of images.")
+@click.option("--model", required=True, help="Folder in the transformers format, or a hub id.")
+@click.option("--out", required=True, help="Activation store to write, e.g. activations/database.zarr.")
+@click.option("--annotations", type=click.Path(path_type=Path), help="COCO-format file: take its images, in its order.")
+@click.option("--revision", help="Revision of a hub model.")
+@click.option("--image-size", type=click.IntRange(min=1), help="Height and width of the network's input in pixels.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Images in a forward pass.")
+@json_option
+def extract(
+    images: Path,
+    model: str,
+    out: str,
+    annotations: Path | None,
+    revision: str | None,
+    image_size: int | None,
+    batch_size: int,
+    as_json: bool,
+) -> None:
+    """Extract the activations of images into an activation store.
+
+    Chunks that are in the store already are not computed again, so an interrupted extraction goes on with the same command.
+
+    \b
+    Example:   semrsm extract --images photos --model ./mobilenet --out activations/photos.zarr
+    """
+    from semrsm_dist.datasets.coco import read_coco
+    from semrsm_dist.datasets.image_folder import read_image_folder
+    from semrsm_dist.extraction.extract import extract as extract_dataset
+    from semrsm_dist.extraction.model import load_model
+
+    dataset = read_image_folder(images) if annotations is None else read_coco(annotations, images)
+    loaded = load_model(model, revision=revision, image_size=image_size)
+    with progress("Extracting", "images", quiet=as_json) as report:
+        store = extract_dataset(dataset, loaded, out, batch_size=batch_size, progress=report)
+    _print_activations(store, as_json)
+
+
+@click.command("import")
+@click.argument("arrays", type=click.Path(path_type=Path))
+@click.option("--out", required=True, help="Activation store to write.")
+@click.option("--where", multiple=True, metavar="ARRAY=VALUE", help="Keep the samples whose entry in ARRAY is VALUE.")
+@click.option("--sample-id", help="Name of the array that holds the sample ids.  [default: sample_id]")
+@json_option
+def import_(arrays: Path, out: str, where: tuple[str, ...], sample_id: str | None, as_json: bool) -> None:
+    """Make an activation store of ARRAYS, an .npz or .npy file.
+
+    Reads `features` (N,S,C) or (N,C,H,W), and `logits` and `sample_id` where there are any. Never unpickles.
+
+    \b
+    Example:   semrsm import features.npz --where role=query --sample-id files --out queries.zarr
+    """
+    from semrsm_dist.extraction.arrays import import_arrays
+
+    conditions: dict[str, str] = {}
+    for condition in where:
+        name, sign, value = condition.partition("=")
+        if not sign or not name:
+            raise InvalidInputError(f"--where takes ARRAY=VALUE, e.g. role=query, and not {condition!r}.")
+        conditions[name] = value
+    _print_activations(import_arrays(arrays, out, where=conditions or None, sample_id=sample_id), as_json)
+
+
+@click.command()
+@click.option("--rows", required=True, help="Activation store of the rows (queries).")
+@click.option("--columns", help="Activation store of the columns (database).  [default: the rows, a symmetric RSM]")
+@click.option("--out", required=True, help="RSM store to write.")
+@click.option(
+    "--invariance",
+    "invariances",
+    multiple=True,
+    type=click.Choice(get_args(Invariance)),
+    default=("none", "permutation", "pooled"),
+    show_default=True,
+    help="How samples are aligned; may be given several times.",
+)
+@click.option("--centring", type=click.Choice(get_args(Centring)), default="position", show_default=True)
+@click.option("--matching", type=click.Choice(get_args(Method)), default="batch_optimal", show_default=True)
+@click.option("--window", type=click.IntRange(min=1), default=512, show_default=True, help="Window of batch_optimal.")
+@click.option("--solver", type=click.Choice(get_args(SolverName)), default="scipy", show_default=True)
+@click.option("--tile-size", type=click.IntRange(min=1), default=100, show_default=True)
+@click.option("--batch-size", type=click.IntRange(min=1), help="Pair samples within batches of this size only.")
+@click.option("--executor", type=click.Choice(["ray", "serial"]), default="ray", show_default=True)
+@click.option("--address", help="Address of an existing Ray cluster.")
+@click.option("--workers", type=click.IntRange(min=1), help="Tiles computed at once.  [default: every CPU]")
+@json_option
+def rsm(
+    rows: str,
+    columns: str | None,
+    out: str,
+    invariances: tuple[Invariance, ...],
+    centring: Centring,
+    matching: Method,
+    window: int,
+    solver: SolverName,
+    tile_size: int,
+    batch_size: int | None,
+    as_json: bool,
+    **where: Any,
+) -> int:
+    """Compute an RSM store from activation stores; computes only what is missing or damaged.
+
+    \b
+    Example:   semrsm rsm --rows queries.zarr --columns database.zarr --out rsm.zarr
+    """
+    from semrsm_dist.runtime.rsm_run import RsmSettings, RunSettings, create_rsm, plan_rsm, run_rsm
+
+    wanted = tuple(dict.fromkeys(invariances))
+    settings = RsmSettings(wanted, centring, MatchingSettings(matching, window, solver), tile_size, batch_size)
+    where_to_run = RunSettings(**where)
+    with progress("Centre", "samples", quiet=as_json) as report:
+        job = create_rsm(rows, columns, out, settings, report)
+    plan = plan_rsm(job, wanted, where_to_run)
+    if not as_json:
+        click.echo(f"Plan:\n{plan}", err=True)
+    with (
+        progress("Tiles", "units", quiet=as_json) as report,
+        progress("Verifying", "units", quiet=as_json) as report_verify,
+    ):
+        run = run_rsm(
+            job, wanted, where_to_run, memory_bytes=plan.memory_per_worker, report=report, report_verify=report_verify
+        )
+    for unit, reason in list(run.set_aside.items())[:20]:
+        click.echo(f"semrsm: {unit} could not be computed: {reason}", err=True)
+    store = RsmStore.open(job.out)
+    if as_json:
+        set_aside = {str(unit): reason for unit, reason in run.set_aside.items()}
+        print_json(
+            {
+                "store": str(store.location),
+                "fingerprint": store.fingerprint,
+                "planned": run.planned,
+                "computed": run.computed,
+                "set_aside": set_aside,
+            }
+        )
+    elif not run.set_aside:
+        click.echo(f"{store.location}: {run.computed} of {run.planned} tiles and norms computed now, all verified")
+    return 1 if run.set_aside else 0
+
+
+def _print_activations(store: ActivationStore, as_json: bool) -> None:
+    """What is in an activation store."""
+    values = {
+        "store": str(store.location),
+        "n_samples": store.n_samples,
+        "n_positions": store.n_positions,
+        "n_channels": store.n_channels,
+        "logits": store.has_logits,
+        "fingerprint": store.fingerprint,
+    }
+    if as_json:
+        print_json(values)
+    else:
+        logits = " and logits" if store.has_logits else ""
+        click.echo(
+            f"{store.location}: features{logits} of {store.n_samples:,} samples, "
+            f"S = {store.n_positions:,}, C = {store.n_channels:,}"
+        )

@@ -1,0 +1,248 @@
+"""The recipe: what a run computes, as a YAML file checked against pydantic models."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError, model_validator
+
+from semrsm_dist.grid import DEFAULT_TILE_SIZE
+from semrsm_dist.matching import MatchingSettings
+from semrsm_dist.names import Centring, Estimator, Invariance, KernelName, Method, SolverName
+from semrsm_dist.runtime.rsm_run import RsmSettings, RunSettings
+from storage_schemas.errors import InvalidInputError, StoreNotFoundError
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+
+
+class _Part(BaseModel):
+    """A part of the recipe: unknown keys are refused, field docstrings become descriptions in the schema."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ImageSource(_Part):
+    """Images on disk and what is in them."""
+
+    images: str
+    """Folder of images. Relative paths are relative to the recipe's own folder."""
+    annotations: str | None = None
+    """COCO-format annotation file; without one every image of the folder is taken, and there is no retrieval table."""
+
+
+class ModelSource(_Part):
+    """A network whose activations are compared."""
+
+    name: Name
+    """Name of the representation, used in file names and tables."""
+    model: str
+    """Local folder in the transformers format (start a relative path with ``./`` or ``../``), or a hub id."""
+    revision: str | None = None
+    """Revision of a hub model."""
+    image_size: Annotated[int, Field(gt=0)] | None = None
+    """Height and width of the network's input in pixels; the image processor's own when left out."""
+    batch_size: Annotated[int, Field(gt=0)] = 16
+    """Images in a forward pass."""
+
+
+class Matching(_Part):
+    """How positions are matched under the permutation invariance."""
+
+    method: Method = "batch_optimal"
+    """``optimal``, or ``batch_optimal`` inside windows."""
+    window: Annotated[int, Field(gt=0)] = 512
+    """Concept vectors per window of ``batch_optimal``; with a window of at least S it is optimal."""
+    solver: SolverName = "scipy"
+    """What solves the assignment problems."""
+
+
+class Rsm(_Part):
+    """What is computed for every pair."""
+
+    invariances: Annotated[tuple[Invariance, ...], Field(min_length=1)] = ("none", "permutation", "pooled")
+    """How two samples are aligned before the kernel; ``none`` is the baseline of the tables."""
+    centring: Centring = "position"
+    """The mean over the database that is subtracted: per position and channel, per channel, or none."""
+    matching: Matching = Matching()
+    tile_size: Annotated[int, Field(gt=0)] = DEFAULT_TILE_SIZE
+    """Rows and columns of a tile."""
+    batch_size: Annotated[int, Field(gt=0)] | None = None
+    """Compute pairs within batches of this many samples only (minibatch CKA); a multiple of the tile size."""
+
+
+class Retrieval(_Part):
+    """Which retrieval figures are computed."""
+
+    kernels: Annotated[tuple[KernelName, ...], Field(min_length=1)] = ("cosine", "linear", "rbf")
+    """What to rank by."""
+    top_k: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)] = (1, 5, 10)
+    """How many retrieved samples are averaged over."""
+
+
+class Cka(_Part):
+    """Which kernels are compared across representations and invariances. Needs a recipe without queries."""
+
+    kernels: Annotated[tuple[KernelName, ...], Field(min_length=1)] = ("linear", "rbf")
+    estimator: Estimator = "unbiased"
+    """``unbiased`` or ``biased``."""
+
+
+def _number_or_rule(value: object) -> object:
+    """YAML gives numbers as they are."""
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class Runtime(_Part):
+    """Where it runs; changes no bit of the result."""
+
+    executor: Literal["ray", "serial"] = "ray"
+    """``ray`` (a local one unless an address is given) or ``serial`` (in this process)."""
+    address: str | None = None
+    """Address of an existing Ray cluster."""
+    workers: Annotated[int, Field(gt=0)] | None = None
+    """Tiles computed at once; every CPU when left out."""
+    memory_per_worker: ByteSize | None = None
+    """What a worker may use, e.g. ``4 GiB``; its share of the machine's memory when left out."""
+
+
+class Recipe(_Part):
+    """A run from images to the report."""
+
+    name: Name
+    """Title of the report."""
+    workdir: str
+    """Directory or object-store URL that everything is written to."""
+    database: ImageSource
+    """The images that are searched, and that centring takes its mean from."""
+    queries: ImageSource | None = None
+    """The images to search with; without them every image of the database is a query for the others."""
+    models: Annotated[tuple[ModelSource, ...], Field(min_length=1)]
+    rsm: Rsm = Rsm()
+    sigma: Annotated[
+        Literal["median_sq", "median", "tile"] | Annotated[float, Field(gt=0)], BeforeValidator(_number_or_rule)
+    ] = "median_sq"
+    """Rule of the RBF kernel's σ, or σ itself."""
+    retrieval: Retrieval = Retrieval()
+    cka: Cka = Cka()
+    runtime: Runtime = Runtime()
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        names = [model.name for model in self.models]
+        if len(set(names)) < len(names):
+            raise ValueError("two models have the same name; give each its own")
+        if self.rsm.batch_size is not None and self.queries is not None:
+            raise ValueError("rsm.batch_size pairs images within batches of the database; leave it out, or the queries")
+        return self
+
+    def rsm_settings(self) -> RsmSettings:
+        """What every RSM is computed with."""
+        matching = self.rsm.matching
+        return RsmSettings(
+            invariances=tuple(dict.fromkeys(self.rsm.invariances)),
+            centring=self.rsm.centring,
+            matching=MatchingSettings(matching.method, matching.window, matching.solver),
+            tile_size=self.rsm.tile_size,
+            batch_size=self.rsm.batch_size,
+        )
+
+    def run_settings(self) -> RunSettings:
+        """Where and how tiles are computed."""
+        runtime = self.runtime
+        memory = None if runtime.memory_per_worker is None else int(runtime.memory_per_worker)
+        return RunSettings(runtime.executor, runtime.address, runtime.workers, memory)
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a recipe; its relative paths become absolute, seen from its own folder.
+
+    Raises
+    ------
+    StoreNotFoundError
+        When the file is not there.
+    InvalidInputError
+        When it is not YAML, a key is unknown (the nearest known one is named), or a value is of the wrong kind.
+    """
+    path = Path(path).absolute()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise StoreNotFoundError(f"There is no recipe {path}; check the path.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInputError(f"Cannot read the recipe {path} ({error}); give a YAML file.") from error
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise InvalidInputError(f"{path} is not valid YAML: {reason}.") from error
+    if not isinstance(values, dict):
+        raise InvalidInputError(f"{path} is not a recipe; expected a mapping with the keys {', '.join(Recipe.model_fields)}.")
+    return _absolute(recipe_from(values, str(path)), path.parent)
+
+
+def recipe_from(values: dict[str, Any], where: str) -> Recipe:
+    """A recipe from plain values; raises `InvalidInputError` with one sentence on the first mistake."""
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise InvalidInputError(_sentence(error, where)) from error
+
+
+def _sentence(error: ValidationError, where: str) -> str:
+    """What is wrong first, as a sentence, and how many mistakes follow."""
+    mistakes = error.errors()
+    first = next((mistake for mistake in mistakes if mistake["type"] == "extra_forbidden"), mistakes[0])
+    key = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part.isidentifier())
+    more = f" ({error.error_count() - 1} more mistakes follow)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known keys there are {', '.join(known)}."
+        return f"{where} has the unknown key {key}{more}; {hint}"
+    if first["type"] == "missing":
+        return f"{where} lacks the key {key}{more}; `semrsm schema` lists what a recipe holds."
+    message = first["msg"].removeprefix("Value error, ")
+    at = f"at {key} " if key else ""
+    return f"{where} has a mistake {at}({first['input']!r:.60}){more}: {message[:1].lower()}{message[1:]}."
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    """Keys of the part of a recipe that a location leads to."""
+    part: type[BaseModel] = Recipe
+    for key in location:
+        if isinstance(key, int):
+            continue
+        annotation = str(part.model_fields[key].annotation)
+        part = next(
+            candidate
+            for candidate in (ImageSource, ModelSource, Matching, Rsm, Retrieval, Cka, Runtime)
+            if candidate.__name__ in annotation
+        )
+    return list(part.model_fields)
+
+
+def _absolute(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with its relative paths seen from a folder."""
+
+    def absolute(path: str) -> str:
+        return path if "://" in path else str(Path(folder, Path(path).expanduser()).resolve())
+
+    def source(value: ImageSource) -> ImageSource:
+        annotations = None if value.annotations is None else absolute(value.annotations)
+        return value.model_copy(update={"images": absolute(value.images), "annotations": annotations})
+
+    def model(value: ModelSource) -> ModelSource:
+        is_path = value.model.startswith((".", "/", "~"))
+        return value.model_copy(update={"model": absolute(value.model)}) if is_path else value
+
+    return recipe.model_copy(
+        update={
+            "workdir": absolute(recipe.workdir),
+            "database": source(recipe.database),
+            "queries": None if recipe.queries is None else source(recipe.queries),
+            "models": tuple(model(value) for value in recipe.models),
+        }
+    )
