@@ -1,0 +1,1 @@
+"""Generated scenes and a small trained network: what `semrsm demo` runs on, offline."""
