@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 
@@ -27,6 +27,9 @@ from storage_schemas.activations import samples_url
 from storage_schemas.fingerprint import fingerprint, package_versions
 from storage_schemas.location import Location
 from storage_schemas.tables import ANNOTATIONS, CKA, NEIGHBOURS, RETRIEVAL, SAMPLES, read_table, write_table
+
+if TYPE_CHECKING:  # importing PyTorch takes seconds
+    from semrsm_dist.extraction.model import VisionModel
 
 SIDES = ("queries", "database")
 
@@ -77,12 +80,16 @@ class Pipeline:
 
     def extract(self) -> None:
         """Activation stores of every model, and annotation tables."""
-        for side, source in self._sources().items():
-            dataset = self._dataset(source)
+        from semrsm_dist.extraction.model import load_model
+
+        datasets = {side: self._dataset(source) for side, source in self._sources().items()}
+        for side, dataset in datasets.items():
             if dataset.annotations is not None:
                 write_table(self._annotations(side), dataset.annotations, ANNOTATIONS)
-            for model in self.recipe.models:
-                self._extract(side, dataset, model)
+        for model in self.recipe.models:
+            loaded = load_model(model.model, revision=model.revision, image_size=model.image_size)
+            for side, dataset in datasets.items():
+                self._extract(side, dataset, model, loaded)
 
     def plan(self) -> dict[str, RsmPlan]:
         """The plan of every model's RSM; needs the activations, and creates the stores."""
@@ -242,12 +249,10 @@ class Pipeline:
         """Samples and annotations of a source."""
         return read_image_folder(source.images) if source.annotations is None else read_coco(source.annotations, source.images)
 
-    def _extract(self, side: str, dataset: Dataset, model: ModelSource) -> None:
+    def _extract(self, side: str, dataset: Dataset, model: ModelSource, loaded: VisionModel) -> None:
         """One activation store."""
         from semrsm_dist.extraction.extract import extract
-        from semrsm_dist.extraction.model import load_model
 
-        loaded = load_model(model.model, revision=model.revision, image_size=model.image_size)
         with progress(f"Extracting {side} with {model.name}", "images", quiet=self.quiet) as report:
             store = extract(dataset, loaded, self.activations(side, model), batch_size=model.batch_size, progress=report)
         size = store.n_samples * store.n_positions * store.n_channels * store.dtype.itemsize

@@ -58,8 +58,16 @@ def extract(
 @click.option("--out", required=True, help="Activation store to write.")
 @click.option("--where", multiple=True, metavar="ARRAY=VALUE", help="Keep the samples whose entry in ARRAY is VALUE.")
 @click.option("--sample-id", help="Name of the array that holds the sample ids.  [default: sample_id]")
+@click.option("--spatial-shape", type=(click.IntRange(min=1), click.IntRange(min=1)), metavar="H W", help="Map of (N,S,C).")
 @json_option
-def import_(arrays: Path, out: str, where: tuple[str, ...], sample_id: str | None, as_json: bool) -> None:
+def import_(
+    arrays: Path,
+    out: str,
+    where: tuple[str, ...],
+    sample_id: str | None,
+    spatial_shape: tuple[int, int] | None,
+    as_json: bool,
+) -> None:
     """Make an activation store of ARRAYS, an .npz or .npy file.
 
     Reads `features` (N,S,C) or (N,C,H,W), and `logits` and `sample_id` where there are any. Never unpickles.
@@ -75,7 +83,8 @@ def import_(arrays: Path, out: str, where: tuple[str, ...], sample_id: str | Non
         if not sign or not name:
             raise InvalidInputError(f"--where takes ARRAY=VALUE, e.g. role=query, and not {condition!r}.")
         conditions[name] = value
-    _print_activations(import_arrays(arrays, out, where=conditions or None, sample_id=sample_id), as_json)
+    store = import_arrays(arrays, out, where=conditions or None, sample_id=sample_id, spatial_shape=spatial_shape)
+    _print_activations(store, as_json)
 
 
 @click.command()

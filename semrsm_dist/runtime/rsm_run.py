@@ -284,6 +284,9 @@ def make_executor(job: RsmJob, run: RunSettings, memory_bytes: int | None = None
     """The executor that the settings name; Ray is imported on first use."""
     if run.executor == "serial":
         return SerialExecutor(TileWorker(job).run)
+    if run.address is None and "RAY_ADDRESS" not in os.environ:
+        # Read when Ray is imported: a Ray of one node then binds all its ports to loopback and not to every interface.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     from semrsm_dist.runtime.ray_executor import RayExecutor
 
     return RayExecutor(job, address=run.address, workers=run.workers, memory_bytes=memory_bytes)

@@ -15,7 +15,7 @@ from storage_schemas import InvalidInputError
 @pytest.fixture(scope="module")
 def known() -> tuple[np.ndarray, np.ndarray]:
     """The representations of the well-known check."""
-    random = np.random.RandomState(1337)  # noqa: NPY002 - the check is defined with it
+    random = np.random.RandomState(1337)
     x = random.randn(100, 10)
     return x, random.randn(100, 10) + x
 
@@ -43,9 +43,7 @@ def test_the_linear_kernel_gives_the_known_values(known: tuple[np.ndarray, np.nd
 
 
 @pytest.mark.parametrize(("with_zeros", "expected"), [(True, 0.65483), (False, 0.65401)])
-def test_the_rbf_kernel_gives_the_known_values(
-    known: tuple[np.ndarray, np.ndarray], with_zeros: bool, expected: float
-) -> None:
+def test_the_rbf_kernel_gives_the_known_values(known: tuple[np.ndarray, np.ndarray], with_zeros: bool, expected: float) -> None:
     kernels = []
     for x in known:
         d = squared_distances(x)

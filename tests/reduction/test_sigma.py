@@ -14,9 +14,7 @@ from storage_schemas import InvalidInputError
 values = arrays(
     np.float64,
     st.integers(1, 60),
-    elements=st.one_of(
-        st.floats(0, 1e300, allow_subnormal=True), st.sampled_from([0.0, 1.0, 1.0 + 2**-52, 2.0, 1e-310])
-    ),
+    elements=st.one_of(st.floats(0, 1e300, allow_subnormal=True), st.sampled_from([0.0, 1.0, 1.0 + 2**-52, 2.0, 1e-310])),
 )
 
 

@@ -1,0 +1,1 @@
+"""Samples and annotations of image datasets. Imports neither Ray nor PyTorch."""

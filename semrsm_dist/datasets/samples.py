@@ -1,0 +1,141 @@
+"""Samples of a dataset: what they are called, where their bytes are, and what those bytes hash to."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from semrsm_dist.progress import Report
+from storage_schemas import tables
+from storage_schemas.errors import InvalidInputError, StoreNotFoundError
+from storage_schemas.location import Location, storage_errors
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a dataset."""
+
+    sample_id: str
+    """Name of the sample, unique in its dataset and the same on every machine."""
+    path: Path
+    """The image on this machine."""
+    uri: str
+    """Address of the image, for readers of the samples table."""
+    group_id: str | None = None
+    """Group of the video; two samples are of the same video when group and video are equal."""
+    video_id: str | None = None
+    """Video within its group, or None for a single photograph."""
+    width: int | None = None
+    """Pixels across, as the dataset states it."""
+    height: int | None = None
+    """Pixels down, as the dataset states it."""
+    sha256: str | None = None
+    """Hash of the file's bytes; :func:`hash_samples` fills it."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Samples in a fixed order, and what is in them; raises `InvalidInputError` when two samples share an id."""
+
+    samples: tuple[Sample, ...]
+    """Every sample, in the order of the activation store's first axis."""
+    annotations: pa.Table | None = None
+    """Classes and instance counts in the schema :data:`storage_schemas.tables.ANNOTATIONS`, or None when unknown."""
+
+    def __post_init__(self) -> None:
+        check_unique((sample.sample_id for sample in self.samples), "The dataset")
+
+
+def check_unique(sample_ids: Iterable[str], where: str) -> None:
+    """Raise `InvalidInputError`, naming them, when sample ids occur more than once."""
+    repeated = [sample_id for sample_id, count in Counter(sample_ids).items() if count > 1]
+    if repeated:
+        raise InvalidInputError(f"{where} uses these sample ids more than once: {first_few(repeated)}; make them unique.")
+
+
+def first_few(names: Sequence[str], limit: int = 3) -> str:
+    """The first names and how many more there are, for a sentence.
+
+    >>> first_few(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def hash_samples(samples: Sequence[Sample], progress: Report | None = None, threads: int | None = None) -> tuple[Sample, ...]:
+    """Samples with the SHA-256 of their files.
+
+    Parameters
+    ----------
+    samples
+        Samples to hash; those that have a hash keep it and are not read.
+    progress
+        Called after each file with the number of samples done and their total.
+    threads
+        Files read at the same time; chosen by Python when None.
+
+    Returns
+    -------
+    tuple of Sample
+        The same samples in the same order, each with its ``sha256``.
+
+    Raises
+    ------
+    StoreNotFoundError
+        When a file has gone.
+    StorageUnavailableError
+        When a file cannot be read.
+    """
+    hashed = []
+    with ThreadPoolExecutor(threads) as pool:
+        for sample, digest in zip(samples, pool.map(_sha256, samples), strict=True):
+            hashed.append(dataclasses.replace(sample, sha256=digest))
+            if progress is not None:
+                progress(len(hashed), len(samples))
+    return tuple(hashed)
+
+
+def samples_table(samples: Sequence[Sample]) -> pa.Table:
+    """Samples as a table in the schema :data:`storage_schemas.tables.SAMPLES`, one row each, in order."""
+    columns = {name: [getattr(sample, name) for sample in samples] for name in tables.SAMPLES.names}
+    return pa.table(columns, schema=tables.SAMPLES)
+
+
+def write_annotations(dataset: Dataset, location: str | Location) -> None:
+    """Write a dataset's annotations as one Parquet file, atomically.
+
+    Parameters
+    ----------
+    dataset
+        A dataset with annotations.
+    location
+        Path or URL of the file, by custom ``annotations/NAME.parquet`` in the working directory.
+
+    Raises
+    ------
+    InvalidInputError
+        When the dataset has no annotations.
+    """
+    if dataset.annotations is None:
+        raise InvalidInputError(f"The dataset has no annotations to write to {location}; read it from a COCO file.")
+    tables.write_table(Location.of(location), dataset.annotations, tables.ANNOTATIONS)
+
+
+def _sha256(sample: Sample) -> str:
+    """The hash a sample has, or that of its file."""
+    if sample.sha256 is not None:
+        return sample.sha256
+    with storage_errors(str(sample.path)):
+        try:
+            with sample.path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError as error:
+            raise StoreNotFoundError(f"There is no image {sample.path}; put it back, or read the dataset anew.") from error

@@ -1,0 +1,245 @@
+"""Extraction into activation stores: values, resume, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from semrsm_dist.datasets.coco import read_coco
+from semrsm_dist.datasets.image_folder import read_image_folder
+from semrsm_dist.datasets.samples import Dataset
+from semrsm_dist.extraction import extract as extract_module
+from semrsm_dist.extraction.extract import extract, plan_batches
+from semrsm_dist.extraction.images import open_image
+from semrsm_dist.extraction.model import VisionModel, load_model
+from storage_schemas import ActivationStore, activations, tables
+from storage_schemas.activations import samples_url
+from storage_schemas.errors import FingerprintMismatchError, InvalidInputError, NonFiniteError, StoreNotFoundError
+from storage_schemas.location import Location
+
+SHARED = Path(__file__).parents[3] / "shared"
+MOBILENET = SHARED / "models" / "mobilenet_v2_imagenet"
+CARDS = SHARED / "data" / "playing_cards"
+needs_real_data = pytest.mark.skipif(
+    not (MOBILENET.is_dir() and CARDS.is_dir()), reason=f"SKIPPED REAL DATA: {MOBILENET} or {CARDS} is not there"
+)
+
+
+@pytest.fixture(autouse=True)
+def four_samples_in_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eleven images are three chunks, of 4, 4 and 3 samples."""
+    monkeypatch.setattr(activations, "CHUNK_BYTES", 4 * 64 * 16 * 4)
+
+
+@pytest.fixture(scope="session")
+def resnet(resnet_folder: Path) -> VisionModel:
+    return load_model(resnet_folder)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder with its bytes."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_store_holds_what_the_model_gives(resnet: VisionModel, image_folder: Path, tmp_path: Path) -> None:
+    dataset = read_image_folder(image_folder)
+    store = extract(dataset, resnet, str(tmp_path / "a.zarr"), batch_size=3)
+    whole = resnet.represent(torch.stack([resnet.preprocess(open_image(s.path)) for s in dataset.samples]))
+    assert store.n_chunks == 3
+    assert store.spatial_shape == (8, 8)
+    assert whole.logits is not None
+    np.testing.assert_allclose(store.read(0, 11), whole.features, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(store.read_logits(), whole.logits, rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_without_classes_makes_a_store_without_logits(dinov2_folder: Path, image_folder: Path, tmp_path: Path) -> None:
+    store = extract(read_image_folder(image_folder), load_model(dinov2_folder), str(tmp_path / "a.zarr"))
+    assert (store.n_samples, store.n_positions, store.n_channels) == (11, 17, 16)
+    assert not store.has_logits
+    assert store.spatial_shape is None
+
+
+def test_samples_and_model_are_recorded(resnet: VisionModel, image_folder: Path, tmp_path: Path) -> None:
+    dataset = read_image_folder(image_folder)
+    store = extract(dataset, resnet, str(tmp_path / "a.zarr"))
+    table = tables.read_table(samples_url(store.location), tables.SAMPLES)
+    assert table["sample_id"].to_pylist() == [sample.sample_id for sample in dataset.samples]
+    assert all(len(digest) == 64 for digest in table["sha256"].to_pylist())
+    computed_from = store.attributes["computed_from"]
+    assert computed_from["model"] == resnet.description
+    assert computed_from["n_samples"] == 11
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_the_bytes_do_not_depend_on_the_threads(resnet: VisionModel, image_folder: Path, tmp_path: Path, threads: int) -> None:
+    dataset = read_image_folder(image_folder)
+    extract(dataset, resnet, str(tmp_path / "one" / "a.zarr"), batch_size=3, threads=1)
+    extract(dataset, resnet, str(tmp_path / "many" / "a.zarr"), batch_size=3, threads=threads)
+    assert tree(tmp_path / "one") == tree(tmp_path / "many")
+
+
+def test_pytorch_keeps_its_threads(resnet: VisionModel, image_folder: Path, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    extract(read_image_folder(image_folder), resnet, str(tmp_path / "a.zarr"))
+    assert torch.get_num_threads() == before
+
+
+def test_batches_do_not_cross_chunks(resnet: VisionModel, image_folder: Path, tmp_path: Path) -> None:
+    dataset = read_image_folder(image_folder)
+    store = extract(dataset, resnet, str(tmp_path / "a.zarr"))
+    store.location.delete("features/c/0/0/0")
+    store.location.delete("logits/c/2/0")
+    batches = plan_batches(store, dataset.samples, 3)
+    assert [(batch.chunk, len(batch.samples), batch.is_last) for batch in batches] == [
+        (0, 3, False),
+        (0, 1, True),
+        (2, 3, True),
+    ]
+    assert batches[1].samples == dataset.samples[3:4]
+
+
+class InterruptedHereError(Exception):
+    """What a test interrupts an extraction with."""
+
+
+@pytest.mark.parametrize("after", [0, 2, 5, 9])
+def test_an_interrupted_extraction_is_finished_with_the_same_bytes(
+    resnet: VisionModel, image_folder: Path, tmp_path: Path, after: int
+) -> None:
+    dataset = read_image_folder(image_folder)
+    extract(dataset, resnet, str(tmp_path / "whole" / "a.zarr"), batch_size=2)
+
+    def interrupt(done: int, total: int) -> None:
+        if done >= after:
+            raise InterruptedHereError
+
+    out = tmp_path / "resumed" / "a.zarr"
+    with pytest.raises(InterruptedHereError):
+        extract(dataset, resnet, str(out), batch_size=2, progress=interrupt)
+    assert (tmp_path / "resumed" / "a.samples.parquet").is_file()
+    (out / "features" / "zarr.json#1").write_text("left behind by a killed writer")
+    extract(dataset, resnet, str(out), batch_size=2)
+    assert tree(tmp_path / "resumed") == tree(tmp_path / "whole")
+
+
+def test_only_missing_chunks_are_computed_again(
+    resnet: VisionModel, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = read_image_folder(image_folder)
+    store = extract(dataset, resnet, str(tmp_path / "a.zarr"), batch_size=2)
+    before = tree(tmp_path)
+    store.location.delete("features/c/1/0/0")
+    opened: list[str] = []
+
+    def recording(path: Path) -> Image.Image:
+        opened.append(path.name)
+        return open_image(path)
+
+    monkeypatch.setattr(extract_module, "open_image", recording)
+    reports: list[tuple[int, int]] = []
+    extract(
+        dataset,
+        resnet,
+        str(tmp_path / "a.zarr"),
+        batch_size=2,
+        threads=1,
+        progress=lambda done, total: reports.append((done, total)),
+    )
+    names = [sample.path.name for sample in dataset.samples]
+    assert opened == [names[0], *names[4:8]]  # the first image tells the shapes
+    assert reports == [(7, 11), (9, 11), (11, 11)]
+    assert tree(tmp_path) == before
+
+
+def test_a_complete_store_is_left_as_it_is(resnet: VisionModel, image_folder: Path, tmp_path: Path) -> None:
+    dataset = read_image_folder(image_folder)
+    extract(dataset, resnet, str(tmp_path / "a.zarr"))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "a.zarr").rglob("*")}
+    reports: list[tuple[int, int]] = []
+    extract(dataset, resnet, str(tmp_path / "a.zarr"), progress=lambda done, total: reports.append((done, total)))
+    assert reports == [(11, 11)]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "a.zarr").rglob("*")} == before
+
+
+def test_another_model_image_or_batch_size_is_refused_and_named(
+    resnet: VisionModel, resnet_folder: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    dataset = read_image_folder(image_folder)
+    out = str(tmp_path / "a.zarr")
+    extract(dataset, resnet, out)
+    before = tree(tmp_path)
+    with pytest.raises(FingerprintMismatchError, match=r"^[^\n]*model\.image_size is null in the store and 128[^\n]*$"):
+        extract(dataset, load_model(resnet_folder, image_size=128), out)
+    with pytest.raises(FingerprintMismatchError, match=r"^[^\n]*batch_size is 16 in the store and 4 now[^\n]*$"):
+        extract(dataset, resnet, out, batch_size=4)
+    with pytest.raises(FingerprintMismatchError, match=r"^[^\n]*n_samples is 11 in the store and 5 now[^\n]*$"):
+        extract(Dataset(dataset.samples[:5]), resnet, out)
+    Image.new("RGB", (50, 50)).save(dataset.samples[0].path)
+    with pytest.raises(FingerprintMismatchError, match=r"^[^\n]*samples is [^\n]*$"):
+        extract(dataset, resnet, out)
+    del before[dataset.samples[0].path.relative_to(tmp_path).as_posix()]
+    assert before.items() <= tree(tmp_path).items()
+
+
+def test_an_unreadable_image_is_named_and_finished_chunks_stay(resnet: VisionModel, image_folder: Path, tmp_path: Path) -> None:
+    dataset = read_image_folder(image_folder)
+    dataset.samples[9].path.write_bytes(b"no image")
+    out = tmp_path / "a.zarr"
+    with pytest.raises(InvalidInputError, match=r"^[^\n]*image09[^\n]* is not an image[^\n]*$"):
+        extract(dataset, resnet, str(out), batch_size=2)
+    assert ActivationStore.open(str(out)).missing_chunks() == [2]
+
+
+def test_all_unreadable_images_of_a_batch_are_named(resnet: VisionModel, image_folder: Path, tmp_path: Path) -> None:
+    dataset = read_image_folder(image_folder)
+    for index in (1, 2):
+        dataset.samples[index].path.write_bytes(b"no image")
+    with pytest.raises(InvalidInputError, match=r"^2 images cannot be read \(image01\.png, image02\.jpg\)[^\n]*$"):
+        extract(dataset, resnet, str(tmp_path / "a.zarr"))
+
+
+def test_a_missing_image_stops_before_a_store_is_made(resnet: VisionModel, image_folder: Path, tmp_path: Path) -> None:
+    dataset = read_image_folder(image_folder)
+    dataset.samples[3].path.unlink()
+    with pytest.raises(StoreNotFoundError, match=r"^There is no image [^\n]*image03[^\n]*$"):
+        extract(dataset, resnet, str(tmp_path / "a.zarr"))
+    assert not (tmp_path / "a.zarr").exists()
+
+
+def test_images_that_stay_of_different_sizes_are_refused(copied: Path, image_folder: Path, tmp_path: Path) -> None:
+    (copied / "preprocessor_config.json").write_text(
+        '{"image_processor_type": "ViTImageProcessor", "size": {"shortest_edge": 64}}'
+    )
+    with pytest.raises(InvalidInputError, match=r"^[^\n]*image01[^\n]* pixels after preprocessing [^\n]*$"):
+        extract(read_image_folder(image_folder), load_model(copied), str(tmp_path / "a.zarr"))
+
+
+def test_numbers_that_are_not_finite_are_refused(resnet_folder: Path, image_folder: Path, tmp_path: Path) -> None:
+    broken = load_model(resnet_folder)
+    with torch.no_grad():
+        next(broken._network.parameters()).fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match=r"^The \w+ of sample 0 hold NaN[^\n]*$"):
+        extract(read_image_folder(image_folder), broken, str(tmp_path / "a.zarr"))
+
+
+def test_nothing_to_extract_and_impossible_numbers_are_refused(resnet: VisionModel, image_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match=r"^The dataset holds no images[^\n]*$"):
+        extract(Dataset(()), resnet, str(tmp_path / "a.zarr"))
+    with pytest.raises(InvalidInputError, match=r"^Batch size 0 [^\n]*$"):
+        extract(read_image_folder(image_folder), resnet, str(tmp_path / "a.zarr"), batch_size=0)
+
+
+@needs_real_data
+@pytest.mark.parametrize(("image_size", "side"), [(None, 7), (448, 14)])
+def test_mobilenet_on_playing_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image_size: int | None, side: int) -> None:
+    cards = read_coco(CARDS / "query.json", CARDS / "images")
+    model = load_model(MOBILENET, image_size=image_size)
+    store = extract(Dataset(cards.samples[:3]), model, Location.of(tmp_path / "cards.zarr"))
+    assert (store.n_positions, store.n_channels, store.spatial_shape) == (side * side, 1280, (side, side))
+    assert store.read_logits().shape == (3, 1001)
+    features = store.read(0, 3)
+    assert features.min() >= 0 and features.max() <= 6  # ReLU6
