@@ -194,9 +194,11 @@ def recipe_from(values: dict[str, Any], where: str) -> Recipe:
 def _sentence(error: ValidationError, where: str) -> str:
     """What is wrong first, as a sentence, and how many mistakes follow."""
     mistakes = error.errors()
+    inner = {mistake["loc"][:-1] for mistake in mistakes} | {mistake["loc"][:-2] for mistake in mistakes}
+    mistakes = [mistake for mistake in mistakes if mistake["type"] != "too_short" or mistake["loc"] not in inner]
     first = next((mistake for mistake in mistakes if mistake["type"] == "extra_forbidden"), mistakes[0])
     key = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part.isidentifier())
-    more = f" ({error.error_count() - 1} more mistakes follow)" if error.error_count() > 1 else ""
+    more = f" (and {len(mistakes) - 1} more mistakes)" if len(mistakes) > 1 else ""
     if first["type"] == "extra_forbidden":
         known = _known_keys(first["loc"][:-1])
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)

@@ -222,11 +222,11 @@ class ActivationStore:
             raise InvalidInputError(
                 f"Chunk {index} of {self.location} takes features of shape {expected}, not {features.shape}."
             )
+        checked = self._checked(features, "features", samples)
         if self.has_logits:
             if logits is None:
                 raise InvalidInputError(f"{self.location} has logits; chunk {index} was given without them.")
             groups.write_selection(self.location, self._logits, self._checked(logits, "logits", samples), samples, slice(None))
-        checked = self._checked(features, "features", samples)
         groups.write_selection(self.location, self._features, checked, samples, slice(None), slice(None))
 
     def read(self, start: int, stop: int) -> NDArray[Any]:

@@ -56,6 +56,7 @@ def retrieve(
     from semrsm_dist.runtime.rsm_run import resolve
     from storage_schemas.activations import samples_url
 
+    rule = parse_sigma(sigma)
     store = RsmStore.open(rsm)
     sides = [resolve(store.attributes[side], store.location) for side in ("rows", "columns")]
     samples = [read_table(samples_url(side), SAMPLES) for side in sides]
@@ -69,7 +70,7 @@ def retrieve(
             invariances=wanted,
             kernel_names=kernels or get_args(KernelName),
             top_k=top_k,
-            sigma=parse_sigma(sigma),
+            sigma=rule,
             report=report,
         )
     if out is not None:

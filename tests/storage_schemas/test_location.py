@@ -36,7 +36,7 @@ def test_looking_does_not_create_directories(tmp_path: Path) -> None:
     location = Location.of(tmp_path / "nowhere")
     assert location.sizes() == {}
     assert not location.exists("x")
-    with pytest.raises(StoreNotFoundError, match="There is no .*nowhere/x; check the path"):
+    with pytest.raises(StoreNotFoundError, match=r"There is no .*nowhere/x; check the path"):
         location.get("x")
     assert not (tmp_path / "nowhere").exists()
 
