@@ -22,7 +22,7 @@ from semrsm_dist.reduction.stored_retrieval import retrieve
 from semrsm_dist.runtime.plan import RsmPlan
 from semrsm_dist.runtime.rsm_run import RsmRun, RunSettings, create_rsm, missing_units, plan_rsm, run_rsm
 from semrsm_dist.runtime.units import Unit
-from storage_schemas import ActivationStore, IncompleteStoreError, RsmStore, SemrsmError
+from storage_schemas import ActivationStore, IncompleteStoreError, InvalidInputError, RsmStore, SemrsmError
 from storage_schemas.activations import samples_url
 from storage_schemas.fingerprint import fingerprint, package_versions
 from storage_schemas.location import Location
@@ -83,6 +83,7 @@ class Pipeline:
         from semrsm_dist.extraction.model import load_model
 
         datasets = {side: self._dataset(source) for side, source in self._sources().items()}
+        self._check_top_k(len(datasets["database"].samples))
         for side, dataset in datasets.items():
             if dataset.annotations is not None:
                 write_table(self._annotations(side), dataset.annotations, ANNOTATIONS)
@@ -248,6 +249,15 @@ class Pipeline:
     def _dataset(self, source: ImageSource) -> Dataset:
         """Samples and annotations of a source."""
         return read_image_folder(source.images) if source.annotations is None else read_coco(source.annotations, source.images)
+
+    def _check_top_k(self, n_samples: int) -> None:
+        """Refuse before the long part what retrieval would refuse after it."""
+        k = max(self.recipe.retrieval.top_k)
+        if self.recipe.database.annotations is not None and k > n_samples:
+            raise InvalidInputError(
+                f"The recipe retrieves the {k} most similar of {n_samples} database images; "
+                f"choose retrieval.top_k up to {n_samples}."
+            )
 
     def _extract(self, side: str, dataset: Dataset, model: ModelSource, loaded: VisionModel) -> None:
         """One activation store."""

@@ -42,19 +42,14 @@ def storage_errors(where: str) -> Iterator[None]:
     """Turn an error of the disk or the object store into one sentence that says what to do."""
     try:
         yield
-    except (FileNotFoundError, AlreadyExistsError):
+    except (FileNotFoundError, AlreadyExistsError, StorageUnavailableError):
         raise
-    except BaseError as error:
+    except (BaseError, OSError) as error:
         text = str(error)
-        number = _OS_ERROR.search(text)
-        first_line = text.splitlines()[0] if text else type(error).__name__
-        reason, advice = _REASONS.get(
-            int(number[1]) if number else 0,
-            (first_line.rstrip("."), "check the address, the credentials and the network"),
-        )
-        raise StorageUnavailableError(f"Cannot use {where}: {reason}; {advice}.") from error
-    except OSError as error:
-        reason, advice = _REASONS.get(error.errno or 0, (error.strerror or str(error), "check the path"))
+        number = getattr(error, "errno", None) or next(iter(_OS_ERROR.findall(text)), 0)
+        words = (getattr(error, "strerror", None) or text or type(error).__name__).splitlines()[0].rstrip(".")
+        unknown = (words, "check the address, the credentials and the network" if "://" in where else "check the path")
+        reason, advice = _REASONS.get(int(number), unknown)
         raise StorageUnavailableError(f"Cannot use {where}: {reason}; {advice}.") from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,7 +19,14 @@ from semrsm_dist.runtime.serial_executor import SerialExecutor
 from semrsm_dist.runtime.units import Unit
 from semrsm_dist.runtime.worker import RsmJob, TileWorker
 from semrsm_dist.tile import CentreAccumulator
-from storage_schemas import ActivationStore, DamagedChunkError, IncompleteStoreError, InvalidInputError, RsmStore
+from storage_schemas import (
+    ActivationStore,
+    DamagedChunkError,
+    IncompleteStoreError,
+    InvalidInputError,
+    RsmStore,
+    StorageUnavailableError,
+)
 from storage_schemas.location import Location
 from storage_schemas.rsm import Side, events_url
 
@@ -243,6 +251,7 @@ def run_rsm(
     computed, set_aside = 0, dict[Unit, str]()
     executor: Executor | None = None
     recorder = EventRecorder(events_url(store.location))
+    finished = False
     try:
         for _ in range(_VERIFY_ROUNDS):
             if todo:
@@ -265,6 +274,7 @@ def run_rsm(
                 set_aside = result.set_aside
             damaged = {} if set_aside else damaged_units(store, invariances, report_verify)
             if not damaged:
+                finished = True
                 return RsmRun(planned, computed, set_aside)
             for unit in damaged:
                 _delete(store, unit)
@@ -276,8 +286,9 @@ def run_rsm(
     finally:
         if executor is not None:
             executor.close()
-        recorder.flush()
-        store.location.sweep()
+        with nullcontext() if finished else suppress(StorageUnavailableError):  # it must not hide what went wrong before
+            recorder.flush()
+            store.location.sweep()
 
 
 def make_executor(job: RsmJob, run: RunSettings, memory_bytes: int | None = None) -> Executor:
