@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         click.echo("\nsemrsm: Interrupted; what is finished is kept, and the same command goes on from there.", err=True)
-        sys.exit(130)
+        sys.exit(1)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)

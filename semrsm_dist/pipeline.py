@@ -19,10 +19,11 @@ from semrsm_dist.reduction.samples import Samples, describe_samples
 from semrsm_dist.reduction.stored import StoredRsm
 from semrsm_dist.reduction.stored_cka import stored_cka
 from semrsm_dist.reduction.stored_retrieval import retrieve
+from semrsm_dist.runtime.inventory import missing_units
 from semrsm_dist.runtime.plan import RsmPlan
-from semrsm_dist.runtime.rsm_run import RsmRun, RunSettings, create_rsm, missing_units, plan_rsm, run_rsm
+from semrsm_dist.runtime.rsm_run import RsmRun, RunSettings, create_rsm, plan_rsm, run_rsm
 from semrsm_dist.runtime.units import Unit
-from storage_schemas import ActivationStore, IncompleteStoreError, InvalidInputError, RsmStore, SemrsmError
+from storage_schemas import ActivationStore, DamagedChunkError, IncompleteStoreError, InvalidInputError, RsmStore, SemrsmError
 from storage_schemas.activations import samples_url
 from storage_schemas.fingerprint import fingerprint, package_versions
 from storage_schemas.location import Location
@@ -31,6 +32,8 @@ from storage_schemas.tables import ANNOTATIONS, CKA, NEIGHBOURS, RETRIEVAL, SAMP
 if TYPE_CHECKING:  # importing PyTorch takes seconds
     from semrsm_dist.extraction.model import VisionModel
 
+REDUCTIONS = 1
+"""Version of how tables are computed from RSMs; raised when a change alters one, so that old tables are not kept."""
 SIDES = ("queries", "database")
 
 
@@ -69,10 +72,14 @@ class Pipeline:
 
     def run(self) -> Outcome:
         """Every stage; stops before the reductions when tiles are missing."""
-        self.extract()
-        outcome = Outcome()
-        for model in self.recipe.models:
-            outcome.set_aside |= self.compute(model).set_aside
+        try:
+            outcome = self._activations_to_rsms()
+        except DamagedChunkError:
+            if not self._remove_damaged_activations():
+                raise
+            outcome = self._activations_to_rsms()
+        if outcome.set_aside and self._remove_damaged_activations():
+            outcome = self._activations_to_rsms()
         if not outcome.set_aside:
             outcome.summary = self.reduce()
             self.say(f"Report: {self.report()}")
@@ -250,6 +257,26 @@ class Pipeline:
         """Samples and annotations of a source."""
         return read_image_folder(source.images) if source.annotations is None else read_coco(source.annotations, source.images)
 
+    def _activations_to_rsms(self) -> Outcome:
+        """The stages before the reductions."""
+        self.extract()
+        outcome = Outcome()
+        for model in self.recipe.models:
+            outcome.set_aside |= self.compute(model).set_aside
+        return outcome
+
+    def _remove_damaged_activations(self) -> int:
+        """Read all activations and remove damaged chunks, so that they are extracted again; returns how many."""
+        removed = 0
+        for model in self.recipe.models:
+            for side in self._sources():
+                store = ActivationStore.open(self.activations(side, model))
+                for index in store.damaged_chunks():
+                    self.say(f"Chunk {index} of {store.location} is damaged; it is extracted again.")
+                    store.delete_chunk(index)
+                    removed += 1
+        return removed
+
     def _check_top_k(self, n_samples: int) -> None:
         """Refuse before the long part what retrieval would refuse after it."""
         k = max(self.recipe.retrieval.top_k)
@@ -343,6 +370,8 @@ class Pipeline:
             "annotations": {
                 side: None if table is None else fingerprint(table.to_pydict()) for side, table in annotations.items()
             },
+            "samples": {side: fingerprint(self.samples_table(side).to_pydict()) for side in SIDES},
+            "reductions": REDUCTIONS,
             "settings": self.recipe.model_dump(mode="json", include={"sigma", "retrieval", "cka"}),
         }
 

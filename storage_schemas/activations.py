@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
 from storage_schemas import groups
-from storage_schemas.errors import IncompleteStoreError, InvalidInputError, NonFiniteError
+from storage_schemas.errors import DamagedChunkError, IncompleteStoreError, InvalidInputError, NonFiniteError
 from storage_schemas.location import Location
 
 SCHEMA, VERSION = "activations", 1
@@ -101,7 +101,7 @@ class ActivationStore:
             location,
             SCHEMA,
             VERSION,
-            computed_from,
+            {**computed_from, "features": {"shape": [n_samples, n_positions, n_channels], "dtype": dtype}},
             {"spatial_shape": list(spatial_shape) if spatial_shape else None, **(provenance or {})},
         )
         names = ("sample", "position", "channel")
@@ -199,6 +199,16 @@ class ActivationStore:
             present &= {index[0] for index in groups.chunk_indices(sizes, "logits")}
         return [index for index in range(self.n_chunks) if index not in present]
 
+    def damaged_chunks(self) -> list[int]:
+        """Chunks that are there and whose bytes do not match their checksums; reads everything."""
+        missing = set(self.missing_chunks())
+        return [index for index in range(self.n_chunks) if index not in missing and not self._is_whole(index)]
+
+    def delete_chunk(self, index: int) -> None:
+        """Remove one chunk, so that the next extraction computes it."""
+        self.location.delete(f"features/c/{index}/0/0")
+        self.location.delete(f"logits/c/{index}/0")
+
     def write_chunk(self, index: int, features: NDArray[Any], logits: NDArray[Any] | None = None) -> None:
         """Write one chunk.
 
@@ -257,6 +267,17 @@ class ActivationStore:
             raise IncompleteStoreError(
                 f"{self.location} lacks {len(missing)} of {self.n_chunks} chunks; run its extraction again to finish it."
             )
+
+    def _is_whole(self, index: int) -> bool:
+        """Whether a chunk can be read."""
+        samples = self.chunk_slice(index)
+        try:
+            self.read(samples.start, samples.stop)
+            if self.has_logits:
+                self.read_logits(samples.start, samples.stop)
+        except (DamagedChunkError, IncompleteStoreError):
+            return False
+        return True
 
     def _checked(self, values: NDArray[Any], what: str, samples: slice) -> NDArray[Any]:
         """Values in the stored type, refused where one is not finite."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
@@ -132,6 +134,45 @@ def test_the_life_of_a_run_verb_by_verb(run: Run, scenes: Path, tmp_path: Path) 
     assert run("report", recipe).status == 0
 
 
+def test_tables_follow_the_samples_they_were_computed_from(run: Run, scenes: Path, tmp_path: Path) -> None:
+    shutil.copytree(scenes, tmp_path / "scenes")
+    recipe = write_recipe(tmp_path, tmp_path / "scenes")
+    before = json.loads(run("run", recipe, "--json").out)["retrieval"]
+    neighbours = pq.read_table(tmp_path / "work/results/net.neighbours.parquet").to_pylist()
+    best = next(row for row in neighbours if row["invariance"] == "none" and row["rank"] == 1)
+    for name, sample_id in (("query", best["query_id"]), ("database", best["database_id"])):
+        path = tmp_path / f"scenes/{name}.json"
+        coco = json.loads(path.read_text())
+        for image in coco["images"]:
+            if image["file_name"] == sample_id:
+                image["video_id"] = 7  # from now on they are of one video
+        path.write_text(json.dumps(coco))
+    after = json.loads(run("run", recipe, "--json").out)["retrieval"]
+    assert after != before
+    found = pq.read_table(tmp_path / "work/results/net.neighbours.parquet").to_pylist()
+    assert (best["query_id"], best["database_id"]) not in {(row["query_id"], row["database_id"]) for row in found}
+
+
+@pytest.mark.parametrize("before_the_centre", [True, False])
+def test_damaged_activations_are_extracted_again(
+    run: Run, scenes: Path, tmp_path: Path, before_the_centre: bool, tree: Callable[[Path], dict[str, bytes]]
+) -> None:
+    recipe = write_recipe(tmp_path, scenes)
+    assert run("run", recipe).status == 0
+    rsm, activations = tmp_path / "work/rsm/net.zarr", tmp_path / "work/activations/net.database.zarr"
+    whole = {**tree(rsm), **tree(activations)}
+    if before_the_centre:
+        shutil.rmtree(rsm)
+    else:
+        (rsm / "inner_product/none/c/0/0").unlink()
+    path = activations / "features/c/0/0/0"
+    path.write_bytes(path.read_bytes()[:-7])
+    again = run("run", recipe)
+    assert again.status == 0, again.err
+    assert "is damaged; it is extracted again" in again.err
+    assert {**tree(rsm), **tree(activations)} == whole
+
+
 def test_without_queries_the_database_is_compared_with_itself_and_cka_is_computed(
     run: Run, scenes: Path, tmp_path: Path
 ) -> None:
@@ -139,12 +180,16 @@ def test_without_queries_the_database_is_compared_with_itself_and_cka_is_compute
     recipe = write_recipe(tmp_path, scenes, queries=None, models=models, cka={"kernels": ["linear"]})
     summary = json.loads(run("run", recipe, "--json").out)
     assert {row["n_queries"] for row in summary["retrieval"]} == {11}
-    pairs = {(row["representation_1"], row["invariance_1"], row["representation_2"], row["invariance_2"]) for row in summary["cka"]}
+    pairs = {
+        (row["representation_1"], row["invariance_1"], row["representation_2"], row["invariance_2"]) for row in summary["cka"]
+    }
     assert ("small", "permutation", "large", "permutation") in pairs
     assert ("small", "none", "small", "pooled") in pairs
     rsm = tmp_path / "work/rsm"
     result = json.loads(run("cka", rsm / "small.zarr", rsm / "large.zarr", "--json").out)
-    expected = next(row for row in summary["cka"] if row["representation_2"] == "large" and row["invariance_2"] == "permutation")
+    expected = next(
+        row for row in summary["cka"] if row["representation_2"] == "large" and row["invariance_2"] == "permutation"
+    )
     assert result["cka"] == expected["value"]
     assert "CKA 0." in run("cka", rsm / "small.zarr", rsm / "large.zarr").out
 
@@ -167,7 +212,9 @@ def test_arrays_go_from_import_to_retrieval(run: Run, tmp_path: Path, rng: np.ra
         "categories": [{"id": 0, "name": "zero"}, {"id": 1, "name": "one"}],
     }
     (tmp_path / "coco.json").write_text(json.dumps(coco))
-    result = run("retrieve", tmp_path / "r.zarr", "--annotations", tmp_path / "coco.json", "--out", tmp_path / "results", "--json")
+    result = run(
+        "retrieve", tmp_path / "r.zarr", "--annotations", tmp_path / "coco.json", "--out", tmp_path / "results", "--json"
+    )
     rows = json.loads(result.out)
     assert {(row["invariance"], row["kernel"]) for row in rows} == {
         (invariance, kernel) for invariance in ("none", "translation") for kernel in ("cosine", "linear", "rbf")

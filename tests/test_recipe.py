@@ -69,7 +69,11 @@ def test_each_mistake_is_one_sentence(changes: dict[str, Any], sentence: str) ->
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("a: [1", "is not valid YAML"), ("just text", "is not a recipe; expected a mapping"), ("!!python/none x", "not valid YAML")],
+    [
+        ("a: [1", "is not valid YAML"),
+        ("just text", "is not a recipe; expected a mapping"),
+        ("!!python/none x", "not valid YAML"),
+    ],
 )
 def test_what_is_not_a_recipe_is_said(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "recipe.yaml"

@@ -39,9 +39,7 @@ def test_more_samples_than_a_tile_are_tiled(rng: np.random.Generator) -> None:
 def test_several_workers_give_the_same_bits(rng: np.random.Generator) -> None:
     x, y = rng.standard_normal((110, 3, 2, 3)), rng.standard_normal((7, 3, 2, 3))
     for second in (None, y):
-        one, several = (
-            semantic_rsm(x, second, invariance="translation", centring="position", workers=n) for n in (1, 2)
-        )
+        one, several = (semantic_rsm(x, second, invariance="translation", centring="position", workers=n) for n in (1, 2))
         np.testing.assert_array_equal(one.inner_product, several.inner_product)
         np.testing.assert_array_equal(one.row_norms, several.row_norms)
         np.testing.assert_array_equal(one.column_norms, several.column_norms)

@@ -76,7 +76,7 @@ def status(recipe: Path, workdir: str | None, as_json: bool) -> None:
     \b
     Example:   semrsm status recipes/playing_cards.yaml
     """
-    from semrsm_dist.runtime.rsm_run import missing_units, units_of
+    from semrsm_dist.runtime.inventory import missing_units, units_of
     from storage_schemas import ActivationStore, RsmStore
 
     pipeline = _pipeline(recipe, as_json, {"workdir": workdir})
@@ -121,7 +121,7 @@ def verify(recipe: Path, workdir: str | None, as_json: bool) -> int:
     \b
     Example:   semrsm verify recipes/playing_cards.yaml
     """
-    from semrsm_dist.runtime.rsm_run import damaged_units
+    from semrsm_dist.runtime.inventory import damaged_units
     from storage_schemas import RsmStore
 
     pipeline = _pipeline(recipe, as_json, {"workdir": workdir})

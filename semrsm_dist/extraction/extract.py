@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +29,9 @@ from storage_schemas.activations import ActivationStore, samples_url
 from storage_schemas.errors import InvalidInputError, SemrsmError
 from storage_schemas.fingerprint import canonical
 from storage_schemas.location import Location
+
+NUMERICS = 1
+"""Version of how activations are computed; part of every fingerprint, raised when a change alters a bit of a result."""
 
 
 class Batch(NamedTuple):
@@ -110,6 +114,8 @@ def extract(
                 "n_samples": len(samples),
                 "model": model.description,
                 "batch_size": batch_size,
+                "numerics": NUMERICS,
+                "packages": {name: version(name) for name in ("pillow", "torch", "transformers")},
             },
         )
         location.sweep()

@@ -21,6 +21,8 @@ class Samples:
     """Sample ids in the order of the RSM."""
     videos: Sequence[str | None]
     """What video each is of (group and video id together), or None."""
+    hashes: Sequence[str | None]
+    """Hash of each image, or None; two samples of one id are the same only if their hashes do not differ."""
     counts: NDArray[np.int64]
     """Instances of each class, ``(samples, classes)``."""
 
@@ -48,7 +50,8 @@ def describe_samples(samples: Sequence[pa.Table], annotations: Sequence[pa.Table
     for table, annotated in zip(samples, annotations, strict=True):
         ids = table.column("sample_id").to_pylist()
         rows = zip(*(annotated.column(name).to_pylist() for name in ("sample_id", "class_id", "count")), strict=True)
-        described.append(Samples(ids, sample_videos(table), count_matrix(ids, rows, classes)))
+        hashes = table.column("sha256").to_pylist()
+        described.append(Samples(ids, sample_videos(table), hashes, count_matrix(ids, rows, classes)))
     return described
 
 

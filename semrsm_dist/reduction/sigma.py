@@ -46,7 +46,9 @@ def sigma_squared(squared_distances: Blocks, rule: SigmaRule | float = "median_s
         return exact_median(squared_distances)
     if rule == "median":
         return exact_median(lambda: (np.sqrt(block) for block in squared_distances()))
-    raise InvalidInputError(f"The σ rule {rule!r} does not give one σ for the RSM; use median_sq, median or a number.")
+    raise InvalidInputError(
+        f"The σ rule {rule!r} does not give one σ for the RSM; use median_sq, median, or a number for a fixed σ."
+    )
 
 
 def exact_median(blocks: Blocks, keep: int = KEEP) -> float:
@@ -58,7 +60,7 @@ def exact_median(blocks: Blocks, keep: int = KEEP) -> float:
     Parameters
     ----------
     blocks
-        Gives blocks of non-negative values; called at most five times.
+        Gives blocks of non-negative values; called at most six times.
     keep
         How many values may be held in memory.
 

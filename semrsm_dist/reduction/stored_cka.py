@@ -56,6 +56,12 @@ def stored_cka(
             f"{first.store.location} and {second.store.location} differ in their grids ({first.grid} and {second.grid}); "
             "CKA needs the same samples, tile size and batches."
         )
+    samples = [stored.store.attributes.get("samples", {}).get("rows") for stored in (first, second)]
+    if None not in samples and samples[0] != samples[1]:
+        raise InvalidInputError(
+            f"{first.store.location} and {second.store.location} are over different samples; CKA compares two "
+            "representations of the same ones, in the same order."
+        )
     done, sums = 0, Hsic(0.0, 0.0, 0.0)
     for batch in _batches(first):
         offset = batch.samples.start

@@ -123,14 +123,19 @@ def _neighbours(stored: StoredRsm, kernel: KernelName, queries: Samples, databas
 
 
 def _codes(queries: Samples, database: Samples) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
-    """Numbers for videos and for sample ids; equal numbers mean the same one, −1 none."""
+    """Numbers for videos and for samples; equal numbers mean the same one, −1 none."""
     both: tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]] = ([], [])
-    for of_queries, of_database in ((queries.videos, database.videos), (queries.ids, database.ids)):
-        numbers: dict[str, int] = {}
-        for side, values in zip(both, (of_queries, of_database), strict=True):
+    for names in ([side.videos for side in (queries, database)], [_identities(side) for side in (queries, database)]):
+        numbers: dict[object, int] = {}
+        for side, values in zip(both, names, strict=True):
             codes = [-1 if value is None else numbers.setdefault(value, len(numbers)) for value in values]
             side.append(np.array(codes, dtype=np.int64))
     return both
+
+
+def _identities(side: Samples) -> list[tuple[str, str | None]]:
+    """What makes a sample the same one on both sides: its id, and its bytes where they are known."""
+    return list(zip(side.ids, side.hashes, strict=True))
 
 
 def _summary(

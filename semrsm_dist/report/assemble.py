@@ -90,11 +90,18 @@ def _facts(store: RsmStore, activations: ActivationStore) -> dict[str, str]:
         "Image size": model.get("image_size"),
         "S × C": f"{activations.n_positions:,}{f' ({shape[0]} × {shape[1]})' if shape else ''} × {activations.n_channels:,}",
         "RSM": " × ".join(f"{length:,}" for length in store.shape),
+        "Picture of it": _picture_note(store),
         "Centring": store.attributes["computed_from"]["centring"],
         "Matching": ", ".join(f"{key} {value}" for key, value in matching.items()),
         "Fingerprint": store.fingerprint[:16],
     }
     return {key: str(value) for key, value in described.items() if value is not None}
+
+
+def _picture_note(store: RsmStore) -> str | None:
+    """Said where the picture does not show every sample."""
+    steps = [-(-length // _PICTURE_SAMPLES) for length in store.shape]
+    return None if max(steps) == 1 else f"every {steps[0]}th row and every {steps[1]}th column"
 
 
 def _local_images(samples: Sequence[pa.Table]) -> dict[str, str]:

@@ -159,18 +159,17 @@ def make_plan(
     )
 
 
-def check_memory(plan: RsmPlan, memory_per_worker: int | None) -> None:
+def check_memory(plan: RsmPlan, memory_per_worker: int) -> None:
     """Refuse a plan that does not fit a worker's memory.
 
     Parameters
     ----------
     memory_per_worker
-        Bytes a worker may use; a worker's share of this machine's memory when None.
+        Bytes a worker may use.
     """
-    limit = memory_per_worker or int(machine_memory_bytes() / plan.workers)
-    if plan.memory_per_worker > limit:
+    if plan.memory_per_worker > memory_per_worker:
         raise InvalidInputError(
-            f"A worker would need {binary_size(plan.memory_per_worker)} and may use {binary_size(limit)}; "
+            f"A worker would need {binary_size(plan.memory_per_worker)} and may use {binary_size(memory_per_worker)}; "
             "use fewer workers, a smaller tile_size, or a machine with more memory."
         )
 

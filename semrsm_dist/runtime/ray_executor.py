@@ -111,6 +111,12 @@ class RayExecutor:
             return Outcome(task, lost=f"{type(error).__name__}: {lines[0] if lines else 'no further word'}")
 
 
+def cluster_slots(address: str | None) -> int:
+    """CPUs of an existing cluster."""
+    connect(address, None)
+    return max(int(ray.cluster_resources().get("CPU", 1)), 1)
+
+
 def connect(address: str | None, workers: int | None) -> bool:
     """Connect to Ray unless connected; returns whether a local Ray was started here."""
     if ray.is_initialized():

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Literal
 
-from semrsm_dist.grid import DEFAULT_TILE_SIZE, Grid, MinibatchGrid, RectangularGrid, SymmetricGrid, TileKey, grid_from
+from semrsm_dist.grid import DEFAULT_TILE_SIZE, Grid, MinibatchGrid, RectangularGrid, SymmetricGrid
 from semrsm_dist.matching import MatchingSettings, alignment
 from semrsm_dist.names import Centring, Invariance
 from semrsm_dist.progress import Report
 from semrsm_dist.runtime.dispatch import Attempt, Executor, Policy, dispatch
 from semrsm_dist.runtime.events import EventRecorder
-from semrsm_dist.runtime.plan import RsmPlan, check_memory, make_plan, time_pairs
+from semrsm_dist.runtime.inventory import damaged_units, delete_unit, grid_of, missing_units, units_of
+from semrsm_dist.runtime.plan import RsmPlan, check_memory, machine_memory_bytes, make_plan, time_pairs
 from semrsm_dist.runtime.serial_executor import SerialExecutor
 from semrsm_dist.runtime.units import Unit
 from semrsm_dist.runtime.worker import RsmJob, TileWorker
@@ -22,13 +24,15 @@ from semrsm_dist.tile import CentreAccumulator
 from storage_schemas import (
     ActivationStore,
     DamagedChunkError,
-    IncompleteStoreError,
     InvalidInputError,
     RsmStore,
     StorageUnavailableError,
 )
+from storage_schemas.activations import samples_url
+from storage_schemas.fingerprint import fingerprint
 from storage_schemas.location import Location
-from storage_schemas.rsm import Side, events_url
+from storage_schemas.rsm import events_url
+from storage_schemas.tables import SAMPLES, read_table
 
 NUMERICS = 1
 """Version of how numbers are computed; part of every fingerprint, raised when a change alters a bit of a result."""
@@ -126,16 +130,18 @@ def create_rsm(
             "centring": settings.centring,
             "matching": settings.matching.describe(),
             "numerics": NUMERICS,
+            "packages": {name: version(name) for name in ("numpy", settings.matching.solver)},
         },
         provenance={
             "rows": relative(rows.location, location),
             "columns": relative(columns.location, location),
             "spatial_shape": list(rows.spatial_shape) if rows.spatial_shape else None,
+            "samples": {"rows": _samples_hash(rows), "columns": _samples_hash(columns)},
         },
     )
     for invariance in settings.invariances:
         rsm.add_invariance(invariance)
-    if settings.centring != "none" and not rsm.has_centre():
+    if settings.centring != "none" and not _has_whole_centre(rsm):
         accumulator = CentreAccumulator(settings.centring)
         for samples, block in columns.blocks():
             accumulator.add(block)
@@ -145,49 +151,6 @@ def create_rsm(
         assert centre is not None
         rsm.write_centre(centre)
     return RsmJob(rows=str(rows.location), columns=str(columns.location), out=str(location), matching=settings.matching)
-
-
-def units_of(store: RsmStore, invariances: Sequence[Invariance]) -> Iterator[Unit]:
-    """Every unit of the finished store: norms first, then tiles, the invariances of a tile beside each other."""
-    grid = grid_of(store)
-    for side in _sides(store):
-        length = grid.shape[0] if side == "row" else grid.shape[1]
-        for block in range(-(-length // grid.tile_size)):
-            for invariance in invariances:
-                yield Unit(TileKey(block, 0), invariance, "row_norms" if side == "row" else "column_norms")
-    for key in grid.tile_keys():
-        for invariance in invariances:
-            yield Unit(key, invariance)
-
-
-def missing_units(store: RsmStore, invariances: Sequence[Invariance]) -> list[Unit]:
-    """The plan minus what one listing of each array finds."""
-    tiles = {name: store.present_tiles(name) for name in invariances}
-    norms = {(name, side): store.present_norms(name, side) for name in invariances for side in _sides(store)}
-
-    def present(unit: Unit) -> bool:
-        if unit.part == "tile":
-            return (unit.key.row, unit.key.column) in tiles[unit.invariance]
-        return unit.key.row in norms[unit.invariance, "row" if unit.part == "row_norms" else "column"]
-
-    return [unit for unit in units_of(store, invariances) if not present(unit)]
-
-
-def damaged_units(store: RsmStore, invariances: Sequence[Invariance], report: Report | None = None) -> dict[Unit, str]:
-    """Read every unit of the store; returns those that are missing, damaged or not finite, each with the reason."""
-    units = list(units_of(store, invariances))
-    found = {}
-    for number, unit in enumerate(units, start=1):
-        try:
-            if unit.part == "tile":
-                store.read_tile(unit.invariance, unit.key.row, unit.key.column)
-            else:
-                store.read_norm_block(unit.invariance, "row" if unit.part == "row_norms" else "column", unit.key.row)
-        except (DamagedChunkError, IncompleteStoreError) as error:
-            found[unit] = str(error)
-        if report:
-            report(number, len(units))
-    return found
 
 
 def plan_rsm(job: RsmJob, invariances: Sequence[Invariance], run: RunSettings) -> RsmPlan:
@@ -205,9 +168,11 @@ def plan_rsm(job: RsmJob, invariances: Sequence[Invariance], run: RunSettings) -
         job.matching,
         missing=missing,
         pair_seconds=time_pairs(rows, columns, store, invariances, job.matching),
-        workers=1 if run.executor == "serial" else run.workers or os.cpu_count() or 1,
+        workers=_slots(run),
     )
-    if not run.address:  # on a cluster the memory of this machine says nothing
+    if not _on_cluster(run):
+        check_memory(plan, run.memory_per_worker or machine_memory_bytes() // plan.workers)
+    elif run.memory_per_worker:  # what a cluster's nodes have, this machine's memory does not say
         check_memory(plan, run.memory_per_worker)
     return plan
 
@@ -277,7 +242,7 @@ def run_rsm(
                 finished = True
                 return RsmRun(planned, computed, set_aside)
             for unit in damaged:
-                _delete(store, unit)
+                delete_unit(store, unit)
             todo = list(damaged)
         raise DamagedChunkError(
             f"{store.location} held {len(todo)} damaged chunks after each of {_VERIFY_ROUNDS} rounds of computing them; "
@@ -295,7 +260,7 @@ def make_executor(job: RsmJob, run: RunSettings, memory_bytes: int | None = None
     """The executor that the settings name; Ray is imported on first use."""
     if run.executor == "serial":
         return SerialExecutor(TileWorker(job).run)
-    if run.address is None and "RAY_ADDRESS" not in os.environ:
+    if not _on_cluster(run):
         # Read when Ray is imported: a Ray of one node then binds all its ports to loopback and not to every interface.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     from semrsm_dist.runtime.ray_executor import RayExecutor
@@ -303,9 +268,21 @@ def make_executor(job: RsmJob, run: RunSettings, memory_bytes: int | None = None
     return RayExecutor(job, address=run.address, workers=run.workers, memory_bytes=memory_bytes)
 
 
-def grid_of(store: RsmStore) -> Grid:
-    """The grid of a store."""
-    return grid_from(store.grid, store.shape, store.tile_size)
+def _on_cluster(run: RunSettings) -> bool:
+    """Whether tiles run on an existing Ray cluster; inside a Ray job the environment names it."""
+    return run.executor == "ray" and bool(run.address or os.environ.get("RAY_ADDRESS"))
+
+
+def _slots(run: RunSettings) -> int:
+    """How many tiles will be computed at once."""
+    if run.executor == "serial":
+        return 1
+    if _on_cluster(run):
+        from semrsm_dist.runtime.ray_executor import cluster_slots
+
+        slots = cluster_slots(run.address)
+        return min(slots, run.workers) if run.workers else slots
+    return run.workers or os.cpu_count() or 1
 
 
 def relative(target: Location, store: Location) -> str:
@@ -325,9 +302,20 @@ def resolve(address: str, store: Location) -> Location:
     return store.parent.parent / address.removeprefix("../")
 
 
-def _sides(store: RsmStore) -> tuple[Side, ...]:
-    """Sides that have norms of their own."""
-    return ("row",) if store.symmetric else ("row", "column")
+def _samples_hash(store: ActivationStore) -> str | None:
+    """Hash of the sample ids, so that two RSMs can be seen to be over the same samples; None without a samples table."""
+    table = samples_url(store.location)
+    if not table.parent.exists(table.name):
+        return None
+    return fingerprint({"sample_id": read_table(table, SAMPLES).column("sample_id").to_pylist()})
+
+
+def _has_whole_centre(store: RsmStore) -> bool:
+    """Whether the centre is there and can be read."""
+    try:
+        return store.read_centre() is not None
+    except DamagedChunkError:
+        return False
 
 
 def _grid(rows: ActivationStore, columns: ActivationStore, settings: RsmSettings, *, symmetric: bool) -> Grid:
@@ -352,11 +340,3 @@ def _check_alike(rows: ActivationStore, columns: ActivationStore) -> None:
                 f"{rows.location} has {first} {name} and {columns.location} has {second}; "
                 "rows and columns must come from the same layer at the same image size."
             )
-
-
-def _delete(store: RsmStore, unit: Unit) -> None:
-    """Remove a damaged chunk."""
-    if unit.part == "tile":
-        store.delete_tile(unit.invariance, unit.key.row, unit.key.column)
-    else:
-        store.delete_norms(unit.invariance, "row" if unit.part == "row_norms" else "column", unit.key.row)

@@ -25,9 +25,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("executor", ["serial", "ray"])
-def test_a_full_disk(
-    launch: Launch, activations: Path, undisturbed: Path, disk: Path, tree: Tree, executor: str
-) -> None:
+def test_a_full_disk(launch: Launch, activations: Path, undisturbed: Path, disk: Path, tree: Tree, executor: str) -> None:
     command = rsm_command(activations, disk / "r.zarr", "--executor", executor)
     full = launch(*command)
     output, _ = full.communicate(timeout=200)

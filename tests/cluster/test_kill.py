@@ -81,7 +81,7 @@ def test_ctrl_c_says_how_to_go_on(launch: Launch, activations: Path, undisturbed
     wait_for(lambda: len(present(out)) >= 5, 120, "five tiles")
     driver.send_signal(signal.SIGINT)
     output, _ = driver.communicate(timeout=60)
-    assert driver.returncode == 130
+    assert driver.returncode == 1
     assert "Traceback" not in output
     assert output.strip().splitlines()[-1].startswith("semrsm: Interrupted; what is finished is kept")
     again = launch(*rsm_command(activations, out))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from semrsm_dist import cka
@@ -16,7 +18,8 @@ from semrsm_dist.reduction.stored_cka import stored_cka
 from semrsm_dist.reduction.stored_retrieval import retrieve
 from semrsm_dist.runtime.rsm_run import RsmSettings, RunSettings, create_rsm, run_rsm
 from storage_schemas import ActivationStore, IncompleteStoreError, InvalidInputError, RsmStore
-from storage_schemas.tables import SAMPLES
+from storage_schemas.activations import samples_url
+from storage_schemas.tables import SAMPLES, write_table
 
 Make = Callable[..., ActivationStore]
 
@@ -31,7 +34,7 @@ def compute(out: Path, rows: ActivationStore, columns: ActivationStore | None = 
 
 def samples(n: int, name: str, rng: np.random.Generator, videos: list[str | None] | None = None) -> Samples:
     """Samples with one to three classes each."""
-    return Samples([f"{name}{i}" for i in range(n)], videos or [None] * n, rng.integers(0, 3, size=(n, 4)))
+    return Samples([f"{name}{i}" for i in range(n)], videos or [None] * n, [None] * n, rng.integers(0, 3, size=(n, 4)))
 
 
 @pytest.mark.parametrize("kernel", ["cosine", "linear", "rbf"])
@@ -79,11 +82,13 @@ def test_samples_of_the_same_video_and_the_query_itself_are_not_retrieved(
         assert query != retrieved
         assert videos[query] is None or videos[query] != videos[retrieved]
     cosine = [row for row in found if row["kernel"] == "cosine"]
-    assert len(cosine) == sum(1 for i in range(12) for j in range(12) if i != j and (videos[i] is None or videos[i] != videos[j]))
+    assert len(cosine) == sum(
+        1 for i in range(12) for j in range(12) if i != j and (videos[i] is None or videos[i] != videos[j])
+    )
 
 
 def test_a_video_is_its_group_and_its_number() -> None:
-    rows = [{name: None for name in SAMPLES.names} | {"sample_id": str(i)} for i in range(3)]
+    rows = [dict.fromkeys(SAMPLES.names) | {"sample_id": str(i)} for i in range(3)]
     rows[0] |= {"group_id": "g", "video_id": "1"}
     rows[1] |= {"group_id": "h", "video_id": "1"}
     table = SAMPLES.empty_table().from_pylist(rows, SAMPLES)
@@ -133,8 +138,32 @@ def test_cka_refuses_what_it_is_not_defined_for(make_activations: Make, tmp_path
     with pytest.raises(InvalidInputError, match="differ in their grids"):
         stored_cka(StoredRsm(small, "none"), StoredRsm(large, "none"))
     leftover = compute(tmp_path / "b.zarr", make_activations("leftover", n_samples=12), batch_size=10)
-    with pytest.raises(InvalidInputError, match="last batch of .* has 2 samples and CKA needs 4"):
+    with pytest.raises(InvalidInputError, match=r"last batch of .* has 2 samples and CKA needs 4"):
         stored_cka(StoredRsm(leftover, "none"), StoredRsm(leftover, "none"))
+
+
+def test_cka_over_different_samples_is_refused(make_activations: Make, tmp_path: Path) -> None:
+    stores = []
+    for name in ("x", "y"):
+        activations = make_activations(f"a{name}", n_samples=7)
+        rows = [dict.fromkeys(SAMPLES.names) | {"sample_id": f"{name}{i}"} for i in range(7)]
+        write_table(samples_url(activations.location), pa.Table.from_pylist(rows, SAMPLES), SAMPLES)
+        stores.append(StoredRsm(compute(tmp_path / f"{name}.zarr", activations), "none"))
+    assert stored_cka(stores[0], stores[0]) == pytest.approx(1)
+    with pytest.raises(InvalidInputError, match="are over different samples"):
+        stored_cka(*stores)
+
+
+def test_equal_names_of_different_images_may_be_retrieved(
+    make_activations: Make, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    store = compute(tmp_path / "r.zarr", make_activations("q", n_samples=2), make_activations("d", n_samples=3))
+    queries = replace(samples(2, "s", rng), hashes=["a", "b"])
+    database = replace(samples(3, "s", rng), hashes=["a", "c", "d"])  # s0 is the same image, s1 another of that name
+    found = retrieve(store, queries, database, representation="x", invariances=("none",), top_k=(3,)).neighbours.to_pylist()
+    pairs = {(row["query_id"], row["database_id"]) for row in found}
+    assert ("s0", "s0") not in pairs
+    assert ("s1", "s1") in pairs
 
 
 def test_reading_an_invariance_that_was_not_computed_names_those_that_were(make_activations: Make, tmp_path: Path) -> None:

@@ -14,13 +14,12 @@ from semrsm_dist import semantic_rsm
 from semrsm_dist.matching import MatchingSettings
 from semrsm_dist.reduction.stored import StoredRsm, load_rsm
 from semrsm_dist.runtime import rsm_run
+from semrsm_dist.runtime.inventory import damaged_units, missing_units
 from semrsm_dist.runtime.plan import project_memory
 from semrsm_dist.runtime.rsm_run import (
     RsmSettings,
     RunSettings,
     create_rsm,
-    damaged_units,
-    missing_units,
     plan_rsm,
     relative,
     resolve,
@@ -59,9 +58,7 @@ def features(store: ActivationStore) -> np.ndarray:
 
 @pytest.mark.parametrize("centring", ["position", "channel", "none"])
 @pytest.mark.parametrize("invariance", EVERY)
-def test_tiles_give_the_same_numbers_as_memory(
-    make_activations: Make, tmp_path: Path, invariance: str, centring: str
-) -> None:
+def test_tiles_give_the_same_numbers_as_memory(make_activations: Make, tmp_path: Path, invariance: str, centring: str) -> None:
     rows, columns = make_activations("q", n_samples=7, seed=1), make_activations("d", n_samples=13, seed=2)
     settings = RsmSettings((invariance,), centring, MatchingSettings("optimal"), tile_size=5)
     compute(tmp_path / "r.zarr", rows, columns, settings)
@@ -160,9 +157,7 @@ def test_an_invariance_can_be_added_later(make_activations: Make, tmp_path: Path
         (RsmSettings(EVERY, "position", SETTINGS.matching, 4), "tile_size is 5 in the store and 4 now"),
     ],
 )
-def test_another_configuration_is_refused(
-    make_activations: Make, tmp_path: Path, settings: RsmSettings, words: str
-) -> None:
+def test_another_configuration_is_refused(make_activations: Make, tmp_path: Path, settings: RsmSettings, words: str) -> None:
     store = make_activations(n_samples=7)
     compute(tmp_path / "r.zarr", store, None)
     with pytest.raises(FingerprintMismatchError, match=words):
@@ -211,9 +206,7 @@ def test_activations_that_are_not_there_are_said(tmp_path: Path) -> None:
         create_rsm(str(tmp_path / "nothing.zarr"), None, str(tmp_path / "r.zarr"), SETTINGS)
 
 
-def test_damaged_activations_set_their_tiles_aside_and_the_rest_is_computed(
-    make_activations: Make, tmp_path: Path
-) -> None:
+def test_damaged_activations_set_their_tiles_aside_and_the_rest_is_computed(make_activations: Make, tmp_path: Path) -> None:
     store = make_activations(n_samples=13, chunk_samples=5)
     settings = RsmSettings(("none",), "none", tile_size=5)
     job = create_rsm(str(store.location), None, str(tmp_path / "r.zarr"), settings)
@@ -246,7 +239,7 @@ def test_the_plan_counts_what_is_missing_and_memory_is_bounded_whatever_n_is(mak
 def test_a_plan_that_does_not_fit_the_memory_is_refused(make_activations: Make, tmp_path: Path) -> None:
     store = make_activations(n_samples=13)
     job = create_rsm(str(store.location), None, str(tmp_path / "r.zarr"), SETTINGS)
-    with pytest.raises(InvalidInputError, match="would need .* MiB and may use 1.0 MiB"):
+    with pytest.raises(InvalidInputError, match=r"would need .* MiB and may use 1.0 MiB"):
         plan_rsm(job, EVERY, RunSettings(executor="serial", memory_per_worker=2**20))
     assert project_memory(100, 4096, 256, 4, 0, 1) > 2 * 100 * 4096 * 256 * 4
 
@@ -258,7 +251,7 @@ def test_a_disk_that_does_not_keep_what_is_written_ends_the_run(
     job = create_rsm(str(store.location), None, str(tmp_path / "r.zarr"), SETTINGS)
     run_rsm(job, EVERY, SERIAL)
     monkeypatch.setattr(rsm_run, "damaged_units", lambda store, names, report: {next(rsm_run.units_of(store, names)): "bad"})
-    with pytest.raises(rsm_run.DamagedChunkError, match="does not keep what is written"):
+    with pytest.raises(rsm_run.DamagedChunkError, match=r"does not keep what is written"):
         run_rsm(job, EVERY, SERIAL)
 
 
@@ -281,3 +274,29 @@ def test_a_moved_work_directory_still_works(make_activations: Make, tmp_path: Pa
     shutil.move(tmp_path / "w", tmp_path / "moved")
     rsm = RsmStore.open(str(tmp_path / "moved" / "r.zarr"))
     assert ActivationStore.open(resolve(rsm.attributes["rows"], rsm.location)).n_samples == 7
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_a_damaged_centre_is_computed_again(make_activations: Make, tmp_path: Path, tree: Tree, damage: str) -> None:
+    store = make_activations(n_samples=7)
+    compute(tmp_path / "r.zarr", store, None)
+    whole = tree(tmp_path / "r.zarr")
+    path = tmp_path / "r.zarr/centre/c/0/0"
+    data = bytearray(path.read_bytes())
+    data[3] ^= 1
+    if damage == "remove":
+        path.unlink()
+    else:
+        path.write_bytes(data if damage == "flip" else data[:-1])
+    compute(tmp_path / "r.zarr", store, None)
+    assert tree(tmp_path / "r.zarr") == whole
+
+
+def test_numbers_of_another_solver_release_are_not_mixed_in(
+    make_activations: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_activations(n_samples=7)
+    compute(tmp_path / "r.zarr", store, None)
+    monkeypatch.setattr(rsm_run, "version", lambda name: "0.1")
+    with pytest.raises(FingerprintMismatchError, match=r'packages\.scipy is ".*" in the store and "0\.1" now'):
+        create_rsm(str(store.location), None, str(tmp_path / "r.zarr"), SETTINGS)

@@ -123,3 +123,24 @@ def test_xarray_opens_the_store_with_named_dimensions(tmp_path: Path) -> None:
     assert float(opened["features"][9, 0, 0]) == 2
     assert opened.attrs["schema"] == "activations"
     assert json.loads((tmp_path / "a.zarr/features/zarr.json").read_text())["codecs"][-1]["name"] == "crc32c"
+
+
+def test_damaged_chunks_are_found_and_can_be_extracted_again(tmp_path: Path) -> None:
+    store = make(tmp_path)
+    for index in range(3):
+        n = store.chunk_slice(index).stop - store.chunk_slice(index).start
+        store.write_chunk(index, np.ones((n, 6, 3)), np.ones((n, 2)))
+    assert store.damaged_chunks() == []
+    for array, index in (("features", "1/0/0"), ("logits", "2/0")):
+        path = tmp_path / "a.zarr" / array / "c" / index
+        path.write_bytes(path.read_bytes()[:-2])
+    assert store.damaged_chunks() == [1, 2]
+    for index in (1, 2):
+        store.delete_chunk(index)
+    assert store.missing_chunks() == [1, 2]
+
+
+def test_another_type_in_the_same_store_is_refused(tmp_path: Path) -> None:
+    make(tmp_path)
+    with pytest.raises(FingerprintMismatchError, match=r'features.dtype is "float32" in the store and "float16" now'):
+        make(tmp_path, dtype="float16")
