@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 
 from semrsm_dist.datasets.coco import read_coco
 from semrsm_dist.datasets.image_folder import read_image_folder
-from semrsm_dist.datasets.samples import Dataset
+from semrsm_dist.datasets.samples import Dataset, hash_samples
 from semrsm_dist.names import KernelName
 from semrsm_dist.progress import binary_size, progress
 from semrsm_dist.recipe import ImageSource, ModelSource, Recipe
@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # importing PyTorch takes seconds
 REDUCTIONS = 1
 """Version of how tables are computed from RSMs; raised when a change alters one, so that old tables are not kept."""
 SIDES = ("queries", "database")
+_IDENTITY = ["sample_id", "group_id", "video_id", "sha256"]  # of a sample; where its image lies does not matter
 
 
 @dataclass
@@ -92,12 +93,15 @@ class Pipeline:
         datasets = {side: self._dataset(source) for side, source in self._sources().items()}
         self._check_top_k(len(datasets["database"].samples))
         for side, dataset in datasets.items():
-            if dataset.annotations is not None:
-                write_table(self._annotations(side), dataset.annotations, ANNOTATIONS)
+            with progress(f"Hashing {side}", "images", quiet=self.quiet) as report:
+                datasets[side] = replace(dataset, samples=hash_samples(dataset.samples, report))
         for model in self.recipe.models:
             loaded = load_model(model.model, revision=model.revision, image_size=model.image_size)
             for side, dataset in datasets.items():
                 self._extract(side, dataset, model, loaded)
+        for side, dataset in datasets.items():  # after every store has accepted its samples
+            if dataset.annotations is not None:
+                write_table(self._annotations(side), dataset.annotations, ANNOTATIONS)
 
     def plan(self) -> dict[str, RsmPlan]:
         """The plan of every model's RSM; needs the activations, and creates the stores."""
@@ -112,16 +116,15 @@ class Pipeline:
         settings = self._run_settings()
         job = self._create(model)
         store = RsmStore.open(job.out)
-        memory = None
+        plan = None
         if missing_units(store, self._invariances):
             plan = plan_rsm(job, self._invariances, settings)
-            memory = plan.memory_per_worker
             self.say(f"Plan of {model.name}:\n{plan}")
         with (
             progress(f"Tiles of {model.name}", "units", quiet=self.quiet) as report,
             progress(f"Verifying {model.name}", "units", quiet=self.quiet) as report_verify,
         ):
-            run = run_rsm(job, self._invariances, settings, memory_bytes=memory, report=report, report_verify=report_verify)
+            run = run_rsm(job, self._invariances, settings, plan=plan, report=report, report_verify=report_verify)
         verdict = f"{len(run.set_aside)} could not be computed" if run.set_aside else "all verified"
         self.say(f"RSM of {model.name}: {run.computed} of {run.planned} tiles and norms computed now, {verdict}.")
         return run
@@ -134,7 +137,10 @@ class Pipeline:
             self.say("Tables: up to date.")
             return summary
         sides = self._samples()
-        retrieval, neighbours = [], {}
+        results = self.workdir / "results"
+        results.delete("summary.json")  # tables without a summary are never taken for those of the present stores
+        retrieval = []
+        neighbours = {model.name: NEIGHBOURS.empty_table() for model in self.recipe.models}
         if sides is not None:
             for model in self.recipe.models:
                 with progress(f"Retrieval with {model.name}", "rankings", quiet=self.quiet) as report:
@@ -151,19 +157,19 @@ class Pipeline:
                 retrieval.append(found.summary)
                 neighbours[model.name] = found.neighbours
         for name, table in neighbours.items():
-            write_table(self.workdir / "results" / f"{name}.neighbours.parquet", table, NEIGHBOURS)
+            write_table(results / f"{name}.neighbours.parquet", table, NEIGHBOURS)
         table = pa.concat_tables(retrieval) if retrieval else RETRIEVAL.empty_table()
-        write_table(self.workdir / "results" / "retrieval.parquet", table, RETRIEVAL)
+        write_table(results / "retrieval.parquet", table, RETRIEVAL)
         cka = self._cka()
-        write_table(self.workdir / "results" / "cka.parquet", cka, CKA)
+        write_table(results / "cka.parquet", cka, CKA)
         summary = {
             "name": self.recipe.name,
             "computed_from": wanted,
             "retrieval": table.to_pylist(),
             "cka": cka.to_pylist(),
         }
-        (self.workdir / "results").put("summary.json", json.dumps(summary, indent=1).encode())
-        self.say(f"Tables: {self.workdir / 'results'}")
+        results.put("summary.json", json.dumps(summary, indent=1).encode())
+        self.say(f"Tables: {results}")
         return summary
 
     def report(self) -> Location:
@@ -212,8 +218,7 @@ class Pipeline:
 
     def neighbours_table(self, model: ModelSource) -> pa.Table:
         """Retrieved samples of one model; empty without annotations."""
-        location = self.workdir / "results" / f"{model.name}.neighbours.parquet"
-        return read_table(location, NEIGHBOURS) if location.parent.exists(location.name) else NEIGHBOURS.empty_table()
+        return read_table(self.workdir / "results" / f"{model.name}.neighbours.parquet", NEIGHBOURS)
 
     def cka_table(self) -> pa.Table:
         """CKA of pairs of RSMs."""
@@ -224,9 +229,9 @@ class Pipeline:
         return read_table(samples_url(self.activations(self._side(side), self.recipe.models[0])), SAMPLES)
 
     def annotations_table(self, side: str) -> pa.Table | None:
-        """Annotations of one side, or None."""
-        location = self._annotations(self._side(side))
-        return read_table(location, ANNOTATIONS) if location.parent.exists(location.name) else None
+        """Annotations of one side, or None when the recipe names none."""
+        side = self._side(side)
+        return None if self._sources()[side].annotations is None else read_table(self._annotations(side), ANNOTATIONS)
 
     @property
     def _invariances(self) -> tuple[Any, ...]:
@@ -370,14 +375,19 @@ class Pipeline:
             "annotations": {
                 side: None if table is None else fingerprint(table.to_pydict()) for side, table in annotations.items()
             },
-            "samples": {side: fingerprint(self.samples_table(side).to_pydict()) for side in SIDES},
+            "samples": {side: fingerprint(self.samples_table(side).select(_IDENTITY).to_pydict()) for side in SIDES},
             "reductions": REDUCTIONS,
             "settings": self.recipe.model_dump(mode="json", include={"sigma", "retrieval", "cka"}),
         }
 
     def _summary(self) -> dict[str, Any] | None:
-        """The summary of an earlier run, if there is a readable one."""
+        """The summary of an earlier run, if it and its tables can be read."""
         try:
-            return cast("dict[str, Any]", json.loads((self.workdir / "results").get("summary.json")))
+            summary = json.loads((self.workdir / "results").get("summary.json"))
+            for table in (self.retrieval_table, self.cka_table):
+                table()
+            for model in self.recipe.models:
+                self.neighbours_table(model)
+            return cast("dict[str, Any]", summary)
         except (SemrsmError, ValueError):
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -122,7 +123,8 @@ class Recipe(_Part):
     models: Annotated[tuple[ModelSource, ...], Field(min_length=1)]
     rsm: Rsm = Rsm()
     sigma: Annotated[
-        Literal["median_sq", "median", "tile"] | Annotated[float, Field(gt=0)], BeforeValidator(_number_or_rule)
+        Literal["median_sq", "median", "tile"] | Annotated[float, Field(gt=0, allow_inf_nan=False)],
+        BeforeValidator(_number_or_rule),
     ] = "median_sq"
     """Rule of the RBF kernel's σ, or σ itself."""
     retrieval: Retrieval = Retrieval()
@@ -230,7 +232,7 @@ def _absolute(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe with its relative paths seen from a folder."""
 
     def absolute(path: str) -> str:
-        return path if "://" in path else str(Path(folder, Path(path).expanduser()).resolve())
+        return path if "://" in path else str(Path(folder, os.path.expanduser(path)).resolve())
 
     def source(value: ImageSource) -> ImageSource:
         annotations = None if value.annotations is None else absolute(value.annotations)

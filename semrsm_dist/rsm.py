@@ -16,7 +16,7 @@ from semrsm_dist.grid import DEFAULT_TILE_SIZE, RectangularGrid, SymmetricGrid
 from semrsm_dist.matching import MatchingSettings, alignment, check_name
 from semrsm_dist.names import Centring, Estimator, Invariance, Method, SigmaRule, SolverName
 from semrsm_dist.reduction.cka import cka_of_arrays
-from semrsm_dist.reduction.sigma import sigma_squared
+from semrsm_dist.reduction.sigma import rbf_of_tile, sigma_squared
 from semrsm_dist.tile import CentreAccumulator, centred, compute_tile
 from storage_schemas import ActivationStore, InvalidInputError, NonFiniteError
 
@@ -69,7 +69,7 @@ class RSM:
         for key in grid.tile_keys():
             tile = grid.slices(key)
             block = distances[tile]
-            values[tile] = kernels.rbf(block, sigma_squared(lambda: [block]))  # noqa: B023 - called at once
+            values[tile] = rbf_of_tile(block)
         return values
 
 

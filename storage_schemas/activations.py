@@ -101,7 +101,7 @@ class ActivationStore:
             location,
             SCHEMA,
             VERSION,
-            {**computed_from, "features": {"shape": [n_samples, n_positions, n_channels], "dtype": dtype}},
+            {**computed_from, "stored_as": {"shape": [n_samples, n_positions, n_channels], "dtype": dtype}},
             {"spatial_shape": list(spatial_shape) if spatial_shape else None, **(provenance or {})},
         )
         names = ("sample", "position", "channel")
@@ -109,16 +109,15 @@ class ActivationStore:
         if n_classes is not None:
             shapes["logits"] = ((n_samples, n_classes), ("sample", "class"))
         for path, (shape, dimension_names) in shapes.items():
-            if not location.exists(f"{path}/zarr.json"):
-                groups.create_array(
-                    location,
-                    path,
-                    shape=shape,
-                    chunks=(min(chunk, n_samples), *shape[1:]),
-                    dtype=dtype,
-                    dimension_names=dimension_names,
-                    compressors=[ZstdCodec(level=1)],
-                )
+            groups.create_array(
+                location,
+                path,
+                shape=shape,
+                chunks=(min(chunk, n_samples), *shape[1:]),
+                dtype=dtype,
+                dimension_names=dimension_names,
+                compressors=[ZstdCodec(level=1)],
+            )
         return cls(location, group)
 
     @classmethod

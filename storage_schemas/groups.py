@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, cast
 
 import numpy as np
@@ -11,18 +13,22 @@ from numpy.typing import NDArray
 from zarr.abc.codec import BytesBytesCodec
 from zarr.codecs import Crc32cCodec
 from zarr.core.array_spec import ArrayConfigParams
-from zarr.errors import GroupNotFoundError
+from zarr.errors import ContainsArrayError, ContainsGroupError, GroupNotFoundError
 
 from storage_schemas.errors import (
     DamagedChunkError,
     IncompleteStoreError,
     SchemaVersionError,
+    StorageUnavailableError,
     StoreNotFoundError,
 )
 from storage_schemas.fingerprint import check_same, fingerprint, package_versions
 from storage_schemas.location import Location, storage_errors
 
 _ALWAYS_WRITE: ArrayConfigParams = {"write_empty_chunks": True}  # not persisted by Zarr, so set on every open
+
+
+_COORDINATES = re.compile(r"\d+(/\d+)*")  # anything else in a folder of chunks is not ours
 
 
 def create_group(
@@ -37,18 +43,19 @@ def create_group(
         group = open_group(location, schema, version, writable=True)
         check_same(str(location), cast("Mapping[str, Any]", group.attrs["computed_from"]), computed_from)
         return group
+    described = {
+        "schema": schema,
+        "version": version,
+        "fingerprint": fingerprint(computed_from),
+        "computed_from": dict(computed_from),
+        "packages": package_versions(),
+        **attributes,
+    }
     with storage_errors(str(location)):
-        return zarr.create_group(
-            location.zarr_store(),
-            attributes={
-                "schema": schema,
-                "version": version,
-                "fingerprint": fingerprint(computed_from),
-                "computed_from": dict(computed_from),
-                "packages": package_versions(),
-                **attributes,
-            },
-        )
+        try:
+            return zarr.create_group(location.zarr_store(), attributes=described)
+        except ContainsGroupError:  # another run was faster
+            return create_group(location, schema, version, computed_from, attributes)
 
 
 def open_group(location: Location, schema: str, version: int, *, writable: bool = False) -> zarr.Group:
@@ -81,8 +88,10 @@ def create_array(
     dimension_names: Sequence[str],
     compressors: Sequence[BytesBytesCodec] = (),
 ) -> zarr.Array[Any]:
-    """A new float array whose chunks end in a CRC32C, filled with NaN."""
-    with storage_errors(str(location)):
+    """A new float array whose chunks end in a CRC32C, filled with NaN; one that is there already is opened."""
+    if location.exists(f"{path}/zarr.json"):
+        return open_array(location, path, writable=True)
+    with storage_errors(str(location)), suppress(ContainsArrayError):
         return zarr.create_array(
             location.zarr_store(),
             name=path,
@@ -95,6 +104,7 @@ def create_array(
             dimension_names=tuple(dimension_names),
             config=_ALWAYS_WRITE,
         )
+    return open_array(location, path, writable=True)  # another run was faster
 
 
 def open_array(location: Location, path: str, *, writable: bool = False) -> zarr.Array[Any]:
@@ -119,9 +129,15 @@ def read_selection(location: Location, array: zarr.Array[Any], *selection: slice
 
 
 def write_selection(location: Location, array: zarr.Array[Any], values: NDArray[Any], *selection: slice) -> None:
-    """Write values into a selection."""
-    with storage_errors(str(location)):
-        array[selection] = values
+    """Write values into a selection; once more when a sweep took the temporary file of the first try."""
+    for last in (False, False, True):
+        try:
+            with storage_errors(str(location)):
+                array[selection] = values
+                return
+        except StorageUnavailableError as error:
+            if last or "os error 2)" not in str(error.__cause__):
+                raise
 
 
 def chunk_indices(sizes: Mapping[str, int], path: str, *, exact_bytes: int | None = None) -> set[tuple[int, ...]]:
@@ -142,6 +158,10 @@ def chunk_indices(sizes: Mapping[str, int], path: str, *, exact_bytes: int | Non
     prefix = f"{path}/c/"
     found = set()
     for key, size in sizes.items():
-        if key.startswith(prefix) and (size == exact_bytes if exact_bytes is not None else size > 4):
+        if (
+            key.startswith(prefix)
+            and _COORDINATES.fullmatch(key, len(prefix))
+            and (size == exact_bytes if exact_bytes is not None else size > 4)
+        ):
             found.add(tuple(int(part) for part in key[len(prefix) :].split("/")))
     return found

@@ -77,7 +77,7 @@ class Location:
             text = unquote(parsed.path)
         elif len(parsed.scheme) > 1 and "://" in text:  # one letter would be a Windows drive
             return cls(text.rstrip("/"))
-        return cls(os.path.abspath(os.path.expanduser(text)))
+        return cls(os.path.abspath(os.path.expanduser(text)))  # unlike pathlib's, never an error for an unknown user
 
     @property
     def local_path(self) -> Path | None:
@@ -114,9 +114,9 @@ class Location:
     def exists(self, key: str) -> bool:
         """Whether an object is there; never creates a directory."""
         path = self.local_path
-        if path is not None:
-            return (path / key).exists()
         with storage_errors(self.url):
+            if path is not None:
+                return (path / key).exists()
             try:
                 obstore.head(self.store, key)
             except FileNotFoundError:

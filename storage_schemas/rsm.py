@@ -134,15 +134,14 @@ class RsmStore:
         if not self.symmetric:
             wanted[f"column_norms/{invariance}"] = ((n_columns,), ("column",))
         for path, (shape, names) in wanted.items():
-            if not self.location.exists(f"{path}/zarr.json"):
-                groups.create_array(
-                    self.location,
-                    path,
-                    shape=shape,
-                    chunks=(size,) * len(shape),
-                    dtype="float64",
-                    dimension_names=names,
-                )
+            groups.create_array(
+                self.location,
+                path,
+                shape=shape,
+                chunks=(size,) * len(shape),
+                dtype="float64",
+                dimension_names=names,
+            )
 
     def present_tiles(self, invariance: str) -> set[tuple[int, int]]:
         """Rows and columns of the tiles that are there at full size, from one listing."""
@@ -252,16 +251,14 @@ class RsmStore:
 
     def write_centre(self, centre: NDArray[np.float64]) -> None:
         """Write the mean that is subtracted from every sample, ``(S, C)`` or ``(C,)``."""
-        if not self.location.exists("centre/zarr.json"):
-            names = ("position", "channel")[2 - centre.ndim :]
-            groups.create_array(
-                self.location,
-                "centre",
-                shape=centre.shape,
-                chunks=centre.shape,
-                dtype="float64",
-                dimension_names=names,
-            )
+        groups.create_array(
+            self.location,
+            "centre",
+            shape=centre.shape,
+            chunks=centre.shape,
+            dtype="float64",
+            dimension_names=("position", "channel")[2 - centre.ndim :],
+        )
         groups.write_selection(self.location, self._array("centre"), centre, *(slice(None),) * centre.ndim)
 
     def read_centre(self) -> NDArray[np.float64] | None:

@@ -11,7 +11,8 @@ import click
 
 from semrsm_dist.commands.output import json_option, print_json, print_retrieval, print_table
 from semrsm_dist.progress import progress
-from storage_schemas.errors import StoreNotFoundError
+from storage_schemas.errors import InvalidInputError, StoreNotFoundError
+from storage_schemas.location import storage_errors
 
 recipe_argument = click.argument("recipe", type=click.Path(path_type=Path))
 
@@ -200,7 +201,11 @@ def demo(workdir: str, queries: int, database: int, executor: str, workers: int 
     folder = Path(workdir).absolute() / "scenes"
     if not as_json:
         click.echo(f"Rendering {queries} query scenes and {database} database scenes into {folder}", err=True)
-    write_scenes(folder, n_queries=queries, n_database=database, seed=_DEMO_SEED)
+    with storage_errors(str(folder)):
+        try:
+            write_scenes(folder, n_queries=queries, n_database=database, seed=_DEMO_SEED)
+        except FileNotFoundError as error:
+            raise InvalidInputError(f"Cannot write the scenes to {folder}; choose another --workdir.") from error
     with resources.as_file(resources.files("semrsm_dist.demo") / "network") as network:
         images = str(folder / "images")
         values = {

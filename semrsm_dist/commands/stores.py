@@ -13,6 +13,7 @@ from semrsm_dist.names import Centring, Invariance, Method, SolverName
 from semrsm_dist.progress import progress
 from storage_schemas import ActivationStore, RsmStore
 from storage_schemas.errors import InvalidInputError
+from storage_schemas.location import Location
 
 
 @click.command()
@@ -48,6 +49,10 @@ def extract(
 
     dataset = read_image_folder(images) if annotations is None else read_coco(annotations, images)
     loaded = load_model(model, revision=revision, image_size=image_size)
+    if Location.of(out).exists("zarr.json"):
+        store = ActivationStore.open(out)
+        for index in store.damaged_chunks():
+            store.delete_chunk(index)
     with progress("Extracting", "images", quiet=as_json) as report:
         store = extract_dataset(dataset, loaded, out, batch_size=batch_size, progress=report)
     _print_activations(store, as_json)
@@ -143,9 +148,7 @@ def rsm(
         progress("Tiles", "units", quiet=as_json) as report,
         progress("Verifying", "units", quiet=as_json) as report_verify,
     ):
-        run = run_rsm(
-            job, wanted, where_to_run, memory_bytes=plan.memory_per_worker, report=report, report_verify=report_verify
-        )
+        run = run_rsm(job, wanted, where_to_run, plan=plan, report=report, report_verify=report_verify)
     for unit, reason in list(run.set_aside.items())[:20]:
         click.echo(f"semrsm: {unit} could not be computed: {reason}", err=True)
     store = RsmStore.open(job.out)

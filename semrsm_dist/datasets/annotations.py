@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pyarrow as pa
 
 from semrsm_dist.datasets.coco import read_coco_counts
+from semrsm_dist.datasets.image_folder import EXTENSIONS
 from semrsm_dist.datasets.samples import first_few
 from storage_schemas.errors import InvalidInputError
 from storage_schemas.location import Location
@@ -35,16 +37,13 @@ def read_annotations(paths: Sequence[str | os.PathLike[str]], sample_ids: Sequen
     InvalidInputError
         When a sample is in none of the files, or its stem stands for several images.
     """
-    named: set[str] = set()
-    tables = []
+    named: dict[str, list[dict[str, Any]]] = {}
     for path in paths:
-        if Path(path).suffix.lower() == ".parquet":
-            table = read_table(Location.of(path), ANNOTATIONS)
-            named.update(table.column("sample_id").to_pylist())
-        else:
-            file_names, table = read_coco_counts(path)
-            named.update(file_names)
-        tables.append(table)
+        for name, rows in _rows_by_name(path).items():
+            if named.setdefault(name, rows) != rows:
+                raise InvalidInputError(
+                    f"{name} has other annotations in {path} than in a file named before it; give each sample one file."
+                )
     stems: dict[str, set[str]] = {}
     for name in named:
         stems.setdefault(_stem(name), set()).add(name)
@@ -57,7 +56,7 @@ def read_annotations(paths: Sequence[str | os.PathLike[str]], sample_ids: Sequen
                 f"Sample {sample_id} could be any of {first_few(sorted(candidates))}; give it the full name of its image."
             )
         if candidates:
-            wanted.setdefault(candidates.pop(), []).append(sample_id)
+            wanted.setdefault(next(iter(candidates)), []).append(sample_id)
         else:
             missing.append(sample_id)
     if missing:
@@ -65,14 +64,29 @@ def read_annotations(paths: Sequence[str | os.PathLike[str]], sample_ids: Sequen
             f"{len(missing)} of {len(sample_ids)} samples have no annotations: {first_few(missing)}; "
             "name the annotation files of queries and database both."
         )
-    rows = [
+    found = [
         {**row, "sample_id": sample_id}
-        for row in pa.concat_tables(tables).to_pylist()
-        for sample_id in wanted.get(row["sample_id"], ())
+        for name, sample_ids in wanted.items()
+        for sample_id in sample_ids
+        for row in named[name]
     ]
-    return pa.Table.from_pylist(rows, ANNOTATIONS)
+    return pa.Table.from_pylist(found, ANNOTATIONS)
+
+
+def _rows_by_name(path: str | os.PathLike[str]) -> dict[str, list[dict[str, Any]]]:
+    """The annotation rows of every image that a file lists, those without any included."""
+    if Path(path).suffix.lower() == ".parquet":
+        names: list[str] = []
+        table = read_table(Location.of(path), ANNOTATIONS)
+    else:
+        names, table = read_coco_counts(path)
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for row in table.to_pylist():
+        found.setdefault(row["sample_id"], []).append(row)
+    return found
 
 
 def _stem(name: str) -> str:
-    """File name without folder and extension."""
-    return PurePosixPath(name).stem
+    """File name without folder and without the extension of an image."""
+    path = PurePosixPath(name)
+    return path.stem if path.suffix.lower() in EXTENSIONS else path.name

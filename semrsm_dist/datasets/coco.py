@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from semrsm_dist.datasets.samples import Dataset, Sample, first_few
+from semrsm_dist.datasets.samples import Dataset, Sample, check_unique, first_few
 from storage_schemas import tables
 from storage_schemas.errors import InvalidInputError, StoreNotFoundError
 from storage_schemas.location import storage_errors
@@ -67,6 +67,7 @@ def read_coco_counts(annotations_json: str | os.PathLike[str]) -> tuple[list[str
     """
     coco = _parse(annotations_json)
     file_names = [image["file_name"] for image in coco.images]
+    check_unique(file_names, str(coco.path))
     return file_names, _annotations_table(file_names, coco)
 
 
@@ -82,7 +83,7 @@ class _Coco:
 
 def _parse(annotations_json: str | os.PathLike[str]) -> _Coco:
     """Read and check a COCO-format file."""
-    path = Path(annotations_json).expanduser()
+    path = Path(os.path.expanduser(annotations_json))
     document = _read_json(path)
     images = _entries(path, document, "images", {"id": _ID_TYPES, "file_name": (str,)})
     annotations = _entries(path, document, "annotations", {"image_id": _ID_TYPES, "category_id": (int,)})

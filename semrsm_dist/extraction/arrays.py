@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from semrsm_dist.datasets.samples import check_unique, first_few
 from storage_schemas import tables
 from storage_schemas.activations import ActivationStore, samples_url
-from storage_schemas.errors import InvalidInputError, NonFiniteError, StoreNotFoundError
+from storage_schemas.errors import InvalidInputError, NonFiniteError, SemrsmError, StoreNotFoundError
 from storage_schemas.fingerprint import canonical
 from storage_schemas.location import Location, storage_errors
 
@@ -64,7 +64,7 @@ def import_arrays(
     FingerprintMismatchError
         When a store is there that was computed from something else.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     arrays = _Arrays(path)
     features, map_shape = _positions(path, _floats(path, "features", arrays.read("features")))
     n_samples = len(features)
@@ -114,6 +114,9 @@ class _Arrays:
 
     def _load(self) -> Mapping[str, NDArray[Any]]:
         """The file as a mapping; members of an .npz are read when asked for."""
+        with self.path.open("rb") as file:
+            if not file.read(6).startswith((b"PK", b"\x93NUMPY")):
+                raise InvalidInputError(f"{self.path} is not a NumPy file whatever its name; save the arrays with numpy.savez.")
         loaded = np.load(self.path, allow_pickle=False, mmap_mode="r" if self.path.suffix == ".npy" else None)
         return {"features": loaded} if isinstance(loaded, np.ndarray) else loaded
 
@@ -123,6 +126,8 @@ class _Arrays:
         with storage_errors(str(self.path)):
             try:
                 return read()
+            except SemrsmError:
+                raise
             except ValueError as error:
                 if "allow_pickle" in str(error) or "Python objects" in str(error):
                     raise InvalidInputError(
@@ -215,9 +220,11 @@ def _write(
     )
     location.sweep()
     empty = {field.name: pa.nulls(n_samples, field.type) for field in tables.SAMPLES}
-    table = pa.table({**empty, "sample_id": pa.array(ids, pa.string())}, schema=tables.SAMPLES)
+    hashes = [_hash_values(sample[None]) for sample in features]  # there is no image; its features stand for it
+    known = {"sample_id": pa.array(ids, pa.string()), "sha256": pa.array(hashes, pa.string())}
+    table = pa.table({**empty, **known}, schema=tables.SAMPLES)
     tables.write_table(samples_url(location), table, tables.SAMPLES)
-    for index in store.missing_chunks():
+    for index in sorted({*store.missing_chunks(), *store.damaged_chunks()}):
         rows = store.chunk_slice(index)
         store.write_chunk(index, features[rows], None if logits is None else logits[rows])
     return store

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from semrsm_dist.kernels import rbf
 from semrsm_dist.names import SigmaRule
 from storage_schemas.errors import InvalidInputError
 
@@ -49,6 +50,13 @@ def sigma_squared(squared_distances: Blocks, rule: SigmaRule | float = "median_s
     raise InvalidInputError(
         f"The σ rule {rule!r} does not give one σ for the RSM; use median_sq, median, or a number for a fixed σ."
     )
+
+
+def rbf_of_tile(squared_distances: NDArray[np.float64]) -> NDArray[np.float64]:
+    """RBF kernel of one tile with a σ of its own (the rule ``tile``); 1 where the tile has no distances but zeros."""
+    if not squared_distances.any():
+        return np.ones_like(squared_distances)
+    return rbf(squared_distances, exact_median(lambda: [squared_distances]))
 
 
 def exact_median(blocks: Blocks, keep: int = KEEP) -> float:

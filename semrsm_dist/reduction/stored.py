@@ -13,7 +13,7 @@ from semrsm_dist import kernels
 from semrsm_dist.grid import Grid, TileKey, grid_from
 from semrsm_dist.matching import check_name
 from semrsm_dist.names import Invariance, KernelName, SigmaRule
-from semrsm_dist.reduction.sigma import sigma_squared
+from semrsm_dist.reduction.sigma import rbf_of_tile, sigma_squared
 from semrsm_dist.rsm import RSM
 from storage_schemas import IncompleteStoreError, InvalidInputError, RsmStore
 
@@ -68,8 +68,7 @@ class StoredRsm:
             return self.store.read_tile(self.invariance, key.row, key.column)
         if kernel == "rbf":
             distance = self.squared_distance(key)
-            own = sigma_squared(lambda: [distance]) if self.sigma == "tile" else self.sigma_squared
-            return kernels.rbf(distance, own)
+            return rbf_of_tile(distance) if self.sigma == "tile" else kernels.rbf(distance, self.sigma_squared)
         check_name("kernel", kernel, kernels.KERNELS)
         return kernels.cosine(*self._terms(key))
 

@@ -81,7 +81,9 @@ def _batches(stored: StoredRsm) -> list[_Batch]:
     grid = stored.grid
     if not isinstance(grid, MinibatchGrid):
         return [_Batch(slice(0, grid.shape[0]), tuple(grid.tile_keys()))]
-    keys = list(grid.tile_keys())
+    by_row: dict[int, list[TileKey]] = {}
+    for key in grid.tile_keys():
+        by_row.setdefault(key.row, []).append(key)
     found = []
     for samples in grid.batches:
         size = samples.stop - samples.start
@@ -91,5 +93,5 @@ def _batches(stored: StoredRsm) -> list[_Batch]:
                 "choose another batch size."
             )
         rows = range(samples.start // grid.tile_size, -(-samples.stop // grid.tile_size))
-        found.append(_Batch(samples, tuple(key for key in keys if key.row in rows)))
+        found.append(_Batch(samples, tuple(key for row in rows for key in by_row[row])))
     return found

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Protocol
 
 from semrsm_dist.runtime.units import Outcome, Receipt, Task, Unit
@@ -102,6 +103,7 @@ class _Dispatch:
         policy: Policy,
         on_attempt: Callable[[Attempt], None],
         clock: Callable[[], float],
+        expected_seconds: Mapping[tuple[str, str], float],
     ) -> None:
         self.pending = deque(units)
         self.retries: deque[Unit] = deque()
@@ -111,7 +113,8 @@ class _Dispatch:
         self._failures: dict[Unit, int] = {}
         self._losses: dict[Unit, int] = {}
         self._submitted = 0
-        self._unit_seconds: dict[tuple[str, str], float] = {}
+        self._unit_seconds = dict(expected_seconds)
+        self._overdue: dict[Unit, int] = {}
 
     def fill(self) -> None:
         """Submit until enough is in flight."""
@@ -121,9 +124,7 @@ class _Dispatch:
             units = (self.retries.popleft(),) if self.retries else self._next_units(slots)
             self._submitted += 1
             task = Task(self._submitted, units)
-            expected = sum(self._expected(unit) for unit in units) * self._policy.queue_factor
-            deadline = self._clock() + max(self._policy.least_deadline, self._policy.deadline_factor * expected)
-            self.in_flight[task.number] = _InFlight(task, datetime.now(UTC), deadline)
+            self.in_flight[task.number] = _InFlight(task, datetime.now(UTC), self._clock() + self._patience(units))
             self._executor.submit(task)
 
     def collect(self, timeout: float) -> None:
@@ -152,6 +153,12 @@ class _Dispatch:
             seconds += self._expected(units[-1], unknown=self._policy.task_seconds)
         return tuple(units)
 
+    def _patience(self, units: tuple[Unit, ...]) -> float:
+        """Seconds after which a task is overdue; twice as long each time that it was."""
+        expected = sum(self._expected(unit) for unit in units) * self._policy.queue_factor  # others run before it
+        doubled = 2.0 ** max(self._overdue.get(unit, 0) for unit in units)
+        return doubled * max(self._policy.least_deadline, self._policy.deadline_factor * expected)
+
     def _expected(self, unit: Unit, unknown: float = 0.0) -> float:
         """Seconds that a unit should take, by those before it."""
         return self._unit_seconds.get((unit.part, unit.invariance), unknown)
@@ -176,6 +183,7 @@ class _Dispatch:
         """Every unit of a task that came to nothing."""
         for unit in flight.task.units:
             self._tell(flight, unit, status, reason, None)
+            self._overdue[unit] = self._overdue.get(unit, 0) + (status == "overdue")
             self._losses[unit] = self._losses.get(unit, 0) + 1
             self._again(unit, self._losses[unit] >= self._policy.losses, reason)
 
@@ -200,6 +208,7 @@ def dispatch(
     on_attempt: Callable[[Attempt], None] = lambda attempt: None,
     on_idle: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.monotonic,
+    expected_seconds: Mapping[tuple[str, str], float] = MappingProxyType({}),
 ) -> DispatchResult:
     """Run units of work to their end.
 
@@ -217,6 +226,8 @@ def dispatch(
         Called at least once a second, for progress and for flushing events.
     clock
         Seconds, monotonic.
+    expected_seconds
+        Seconds that a unit should take, by part and invariance, as the plan timed them; units that are done correct it.
 
     Returns
     -------
@@ -228,7 +239,7 @@ def dispatch(
     StorageUnavailableError
         As soon as one worker finds the disk full, read-only or out of reach.
     """
-    loop = _Dispatch(units, executor, policy or Policy(), on_attempt, clock)
+    loop = _Dispatch(units, executor, policy or Policy(), on_attempt, clock, expected_seconds)
     while loop.pending or loop.retries or loop.in_flight:
         loop.fill()
         loop.collect(timeout=1.0)

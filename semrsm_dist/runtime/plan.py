@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from threadpoolctl import threadpool_limits
@@ -19,6 +20,8 @@ from storage_schemas import ActivationStore, InvalidInputError, RsmStore
 
 PROCESS_BYTES = 400 * 2**20
 """Resident memory of a worker process before it reads anything: Python, NumPy, SciPy, Zarr and Ray."""
+CACHE_BYTES = 2**30
+"""The most that a worker's cache of blocks is given."""
 _SAMPLES_TO_TIME = 4
 
 
@@ -40,12 +43,20 @@ class RsmPlan:
     store_bytes: int
     """Size on disk of the finished tiles."""
     memory_per_worker: int
-    """Projected peak memory of one worker, in bytes."""
+    """Projected peak memory of one worker, in bytes, the cache included."""
+    cache_bytes: int
+    """Of that, for blocks of samples that are kept beyond the two in use."""
     pair_seconds: Mapping[str, float]
     """Seconds for one pair under each invariance, timed on real pairs, on one core."""
     cpu_seconds: float
     """Estimated CPU time of what is missing."""
     workers: int
+
+    @property
+    def tile_seconds(self) -> dict[tuple[str, str], float]:
+        """Seconds for one tile under each invariance, as the dispatch loop takes them."""
+        pairs = self.n_pairs / self.n_tiles if self.n_tiles else 0.0
+        return {("tile", name): seconds * pairs for name, seconds in self.pair_seconds.items()}
 
     @property
     def seconds(self) -> float:
@@ -83,7 +94,8 @@ def project_memory(
     """Peak memory of a worker in bytes, from shapes alone.
 
     Two centred float32 blocks, one block as stored while it is read together with the chunks it is decoded from, what the
-    alignment allocates, and the process itself. The cache of blocks shrinks to the two in use when memory is short.
+    alignment allocates, and the process itself. A cache of more blocks comes on top, from what
+    the worker may use.
 
     >>> project_memory(100, 49, 1280, 4, 0, 50) // 2**20
     495
@@ -125,6 +137,7 @@ def make_plan(
     missing: Mapping[str, int],
     pair_seconds: Mapping[str, float],
     workers: int,
+    memory_limit: int | None = None,
 ) -> RsmPlan:
     """Put a plan together.
 
@@ -136,6 +149,13 @@ def make_plan(
         See :func:`time_pairs`.
     workers
         How many run at once.
+    memory_limit
+        Bytes a worker may use, of which what is left goes to the cache; no cache when None.
+
+    Raises
+    ------
+    InvalidInputError
+        When a worker needs more than it may use.
     """
     n_positions, n_channels, size = rows.n_positions, rows.n_channels, grid.tile_size
     n_samples = min(size, max(grid.shape))
@@ -143,6 +163,13 @@ def make_plan(
         alignment(name, matching, rows.spatial_shape).working_bytes(n_samples, n_positions, n_channels) for name in invariances
     )
     pairs_per_tile = grid.n_pairs / grid.n_tiles
+    least = project_memory(n_samples, n_positions, n_channels, rows.dtype.itemsize, working, rows.chunk_samples)
+    if memory_limit is not None and least > memory_limit:
+        raise InvalidInputError(
+            f"A worker would need {binary_size(least)} and may use {binary_size(memory_limit)}; "
+            "use fewer workers, a smaller tile_size, or a machine with more memory."
+        )
+    cache = 0 if memory_limit is None else min(memory_limit - least, CACHE_BYTES)
     return RsmPlan(
         shape=grid.shape,
         n_positions=n_positions,
@@ -152,28 +179,24 @@ def make_plan(
         n_missing=sum(missing.values()),
         n_pairs=grid.n_pairs * len(invariances),
         store_bytes=grid.n_tiles * len(invariances) * (size * size * 8 + 4),
-        memory_per_worker=project_memory(n_samples, n_positions, n_channels, rows.dtype.itemsize, working, rows.chunk_samples),
+        memory_per_worker=least + cache,
+        cache_bytes=cache,
         pair_seconds=dict(pair_seconds),
         cpu_seconds=float(sum(missing[name] * pairs_per_tile * pair_seconds[name] for name in invariances)),
         workers=workers,
     )
 
 
-def check_memory(plan: RsmPlan, memory_per_worker: int) -> None:
-    """Refuse a plan that does not fit a worker's memory.
-
-    Parameters
-    ----------
-    memory_per_worker
-        Bytes a worker may use.
-    """
-    if plan.memory_per_worker > memory_per_worker:
-        raise InvalidInputError(
-            f"A worker would need {binary_size(plan.memory_per_worker)} and may use {binary_size(memory_per_worker)}; "
-            "use fewer workers, a smaller tile_size, or a machine with more memory."
-        )
-
-
 def machine_memory_bytes() -> int:
-    """Physical memory of this machine in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Memory that this process may use, in bytes: the machine's, or its container's when that is less."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        return physical
+    return min(physical, int(limit)) if limit.isdigit() else physical
+
+
+def machine_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -9,9 +9,10 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError, TaskCancelledError
 
+from semrsm_dist.runtime.plan import machine_cpus
 from semrsm_dist.runtime.units import Outcome, Receipt, Task, Unit
-from semrsm_dist.runtime.worker import RsmJob, TileWorker
-from storage_schemas.errors import InvalidInputError
+from semrsm_dist.runtime.worker import RsmJob, TileWorker, refusals
+from storage_schemas.errors import InvalidInputError, SemrsmError
 
 _SECONDS_BETWEEN_RESOURCE_QUERIES = 5.0
 
@@ -20,7 +21,10 @@ def _run_units(job: dict[str, Any], units: tuple[Unit, ...]) -> list[Receipt]:
     """What a Ray worker runs; the worker of the last job is kept in the process, with its blocks."""
     global _kept
     if _kept is None or _kept[0] != job:
-        _kept = (job, TileWorker(RsmJob.from_json(job)))
+        try:
+            _kept = (job, TileWorker(RsmJob.from_json(job)))
+        except SemrsmError as error:
+            return refusals(units, error)
     return _kept[1].run(units)
 
 
@@ -134,7 +138,7 @@ def connect(address: str | None, workers: int | None) -> bool:
         return False
     ray.init(
         address="local",
-        num_cpus=workers or os.cpu_count() or 1,
+        num_cpus=workers or machine_cpus(),
         include_dashboard=False,
         _node_ip_address="127.0.0.1",
         **quiet,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Literal
 
@@ -16,7 +16,7 @@ from semrsm_dist.progress import Report
 from semrsm_dist.runtime.dispatch import Attempt, Executor, Policy, dispatch
 from semrsm_dist.runtime.events import EventRecorder
 from semrsm_dist.runtime.inventory import damaged_units, delete_unit, grid_of, missing_units, units_of
-from semrsm_dist.runtime.plan import RsmPlan, check_memory, machine_memory_bytes, make_plan, time_pairs
+from semrsm_dist.runtime.plan import RsmPlan, machine_cpus, machine_memory_bytes, make_plan, time_pairs
 from semrsm_dist.runtime.serial_executor import SerialExecutor
 from semrsm_dist.runtime.units import Unit
 from semrsm_dist.runtime.worker import RsmJob, TileWorker
@@ -39,6 +39,8 @@ NUMERICS = 1
 
 
 _VERIFY_ROUNDS = 3
+_MEMORY_SHARE = 0.8
+"""Of the machine's memory; the rest is for the driver, Ray and the system."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ def create_rsm(
         centre = accumulator.result()
         assert centre is not None
         rsm.write_centre(centre)
-    return RsmJob(rows=str(rows.location), columns=str(columns.location), out=str(location), matching=settings.matching)
+    return RsmJob(str(rows.location), str(columns.location), str(location), rsm.fingerprint, settings.matching)
 
 
 def plan_rsm(job: RsmJob, invariances: Sequence[Invariance], run: RunSettings) -> RsmPlan:
@@ -161,20 +163,19 @@ def plan_rsm(job: RsmJob, invariances: Sequence[Invariance], run: RunSettings) -
     missing: dict[str, int] = dict.fromkeys(invariances, 0)
     for unit in missing_units(store, invariances):
         missing[unit.invariance] += unit.part == "tile"
-    plan = make_plan(
+    workers, limit = _slots(run), run.memory_per_worker
+    if limit is None and not _on_cluster(run):  # what a cluster's nodes have, this machine's memory does not say
+        limit = int(machine_memory_bytes() * _MEMORY_SHARE) // workers
+    return make_plan(
         grid_of(store),
         rows,
         invariances,
         job.matching,
         missing=missing,
         pair_seconds=time_pairs(rows, columns, store, invariances, job.matching),
-        workers=_slots(run),
+        workers=workers,
+        memory_limit=limit,
     )
-    if not _on_cluster(run):
-        check_memory(plan, run.memory_per_worker or machine_memory_bytes() // plan.workers)
-    elif run.memory_per_worker:  # what a cluster's nodes have, this machine's memory does not say
-        check_memory(plan, run.memory_per_worker)
-    return plan
 
 
 def run_rsm(
@@ -182,7 +183,7 @@ def run_rsm(
     invariances: Sequence[Invariance],
     run: RunSettings,
     *,
-    memory_bytes: int | None = None,
+    plan: RsmPlan | None = None,
     report: Report | None = None,
     report_verify: Report | None = None,
     on_attempt: Callable[[Attempt], None] | None = None,
@@ -197,8 +198,8 @@ def run_rsm(
         Which ones; their arrays exist already.
     run
         Where and how.
-    memory_bytes
-        Memory to reserve for a task on a cluster, from the plan.
+    plan
+        From :func:`plan_rsm`: gives workers their cache and reservation, and the loop what to expect; not needed.
     report, report_verify
         Told how many units are in the store, and how many have been verified.
     on_attempt
@@ -220,7 +221,7 @@ def run_rsm(
     try:
         for _ in range(_VERIFY_ROUNDS):
             if todo:
-                executor = executor or make_executor(job, run, memory_bytes)
+                executor = executor or make_executor(job, run, plan)
                 there, total = planned - len(todo), planned
 
                 def follow(attempt: Attempt) -> None:
@@ -234,7 +235,14 @@ def run_rsm(
 
                 if report:
                     report(there, total)
-                result = dispatch(todo, executor, policy=run.policy, on_attempt=follow, on_idle=recorder.flush_if_due)
+                result = dispatch(
+                    todo,
+                    executor,
+                    policy=run.policy,
+                    on_attempt=follow,
+                    on_idle=recorder.flush_if_due,
+                    expected_seconds=plan.tile_seconds if plan else {},
+                )
                 computed += len(result.done)
                 set_aside = result.set_aside
             damaged = {} if set_aside else damaged_units(store, invariances, report_verify)
@@ -256,8 +264,9 @@ def run_rsm(
             store.location.sweep()
 
 
-def make_executor(job: RsmJob, run: RunSettings, memory_bytes: int | None = None) -> Executor:
+def make_executor(job: RsmJob, run: RunSettings, plan: RsmPlan | None = None) -> Executor:
     """The executor that the settings name; Ray is imported on first use."""
+    job = replace(job, cache_bytes=plan.cache_bytes if plan else 0)
     if run.executor == "serial":
         return SerialExecutor(TileWorker(job).run)
     if not _on_cluster(run):
@@ -265,7 +274,7 @@ def make_executor(job: RsmJob, run: RunSettings, memory_bytes: int | None = None
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     from semrsm_dist.runtime.ray_executor import RayExecutor
 
-    return RayExecutor(job, address=run.address, workers=run.workers, memory_bytes=memory_bytes)
+    return RayExecutor(job, address=run.address, workers=run.workers, memory_bytes=plan.memory_per_worker if plan else None)
 
 
 def _on_cluster(run: RunSettings) -> bool:
@@ -282,7 +291,7 @@ def _slots(run: RunSettings) -> int:
 
         slots = cluster_slots(run.address)
         return min(slots, run.workers) if run.workers else slots
-    return run.workers or os.cpu_count() or 1
+    return run.workers or machine_cpus()
 
 
 def relative(target: Location, store: Location) -> str:

@@ -22,7 +22,7 @@ from semrsm_dist.matching import Alignment, MatchingSettings, alignment
 from semrsm_dist.names import Invariance
 from semrsm_dist.runtime.units import Receipt, Unit
 from semrsm_dist.tile import centred, compute_tile
-from storage_schemas import ActivationStore, RsmStore
+from storage_schemas import ActivationStore, RsmStore, SemrsmError
 from storage_schemas.rsm import Side
 
 
@@ -36,9 +36,11 @@ class RsmJob:
     """URL of the activation store of the columns; the same as ``rows`` when the grid is symmetric."""
     out: str
     """URL of the RSM store, already created."""
+    fingerprint: str
+    """Of the RSM store, so that a worker that lives on never serves blocks of a store that was made anew."""
     matching: MatchingSettings = field(default_factory=MatchingSettings)
-    cache_bytes: int = 2**30
-    """Budget of a worker for blocks of samples that it keeps; at least the two in use are always held."""
+    cache_bytes: int = 0
+    """Budget of a worker for blocks of samples that it keeps beyond the two in use."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for :meth:`from_json`."""
@@ -124,12 +126,22 @@ class TileWorker:
         if wanted in self._blocks:
             self._blocks.move_to_end(wanted)
             return self._blocks[wanted]
+        block_bytes = self._grid.tile_size * store.n_positions * store.n_channels * 4
+        room = max(2 + self._job.cache_bytes // block_bytes, 2)
+        while len(self._blocks) >= room:  # before the new one is read, so that there are never more
+            self._blocks.popitem(last=False)
         start = index * self._grid.tile_size
         block = centred(store.read(start, start + self._grid.tile_size), self._centre)
         self._blocks[wanted] = block
-        while len(self._blocks) > 2 and sum(kept.nbytes for kept in self._blocks.values()) > self._job.cache_bytes:
-            self._blocks.popitem(last=False)
         return block
+
+
+def refusals(units: Iterable[Unit], error: SemrsmError) -> list[Receipt]:
+    """Receipts of units that a worker could not begin with, because it cannot work with the stores."""
+    now = datetime.now(UTC)
+    node, pid = socket.gethostname(), os.getpid()
+    text, kind = str(error), type(error).__name__
+    return [Receipt(unit, text, kind, None, now, now, 0.0, 0.0, 0.0, peak_memory_bytes(), node, pid) for unit in units]
 
 
 class _Stopwatch:

@@ -142,5 +142,5 @@ def test_damaged_chunks_are_found_and_can_be_extracted_again(tmp_path: Path) -> 
 
 def test_another_type_in_the_same_store_is_refused(tmp_path: Path) -> None:
     make(tmp_path)
-    with pytest.raises(FingerprintMismatchError, match=r'features.dtype is "float32" in the store and "float16" now'):
+    with pytest.raises(FingerprintMismatchError, match=r'stored_as.dtype is "float32" in the store and "float16" now'):
         make(tmp_path, dtype="float16")
