@@ -220,6 +220,8 @@ def test_arrays_go_from_import_to_retrieval(run: Run, tmp_path: Path, rng: np.ra
         (invariance, kernel) for invariance in ("none", "translation") for kernel in ("cosine", "linear", "rbf")
     }
     assert (tmp_path / "results/neighbours.parquet").is_file()
+    twice = run("retrieve", tmp_path / "r.zarr", *["--annotations", tmp_path / "coco.json"] * 2, "--json")
+    assert json.loads(twice.out) == rows
     coco["images"] = coco["images"][:5]
     coco["annotations"] = coco["annotations"][:5]
     (tmp_path / "coco.json").write_text(json.dumps(coco))
@@ -236,6 +238,33 @@ def test_misused_options_exit_with_2(run: Run) -> None:
     assert result.status == 2
     assert "Missing option '--out'" in result.err
     assert run("nonsense").status == 2
+
+
+def test_a_refused_run_leaves_the_annotations_of_the_first(run: Run, scenes: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, scenes)
+    assert run("run", recipe).status == 0
+    before = (tmp_path / "work/annotations/database.parquet").read_bytes()
+    coco = json.loads((scenes / "database.json").read_text())
+    coco["images"] = coco["images"][:8]
+    kept = {image["id"] for image in coco["images"]}
+    coco["annotations"] = [each for each in coco["annotations"] if each["image_id"] in kept]
+    (tmp_path / "half.json").write_text(json.dumps(coco))
+    half = {"images": str(scenes / "images"), "annotations": str(tmp_path / "half.json")}
+    refused(run("run", write_recipe(tmp_path, scenes, database=half)), "was computed from something else")
+    assert (tmp_path / "work/annotations/database.parquet").read_bytes() == before
+
+
+def test_lost_tables_are_computed_again(run: Run, scenes: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, scenes)
+    first = run("run", recipe)
+    (tmp_path / "work/results/retrieval.parquet").unlink()
+    again = run("run", recipe)
+    assert (again.status, again.out) == (0, first.out)
+
+
+def test_the_demo_does_not_write_into_a_file(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    refused(run("demo", "--workdir", tmp_path / "file"), "file")
 
 
 class TestMistakes:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from semrsm_dist import cka
+from semrsm_dist.grid import TileKey
 from semrsm_dist.reduction.retrieval import f1_scores, iou_scores
 from semrsm_dist.reduction.samples import Samples, sample_videos
 from semrsm_dist.reduction.stored import StoredRsm, load_rsm
@@ -173,6 +174,11 @@ def test_reading_an_invariance_that_was_not_computed_names_those_that_were(make_
     store.location.delete("inner_product/none/c/0/1")
     with pytest.raises(IncompleteStoreError, match="has not been computed"):
         load_rsm(str(store.location), "none")
+
+
+def test_a_tile_without_distances_has_kernel_one(make_activations: Make, tmp_path: Path) -> None:
+    stored = StoredRsm(compute(tmp_path / "r.zarr", make_activations(n_samples=11)), "none", "tile")
+    assert stored.tile(TileKey(2, 2), "rbf") == 1  # one sample with itself
 
 
 def test_a_sigma_per_tile_is_there_for_reproduction(make_activations: Make, tmp_path: Path) -> None:

@@ -150,3 +150,41 @@ def test_the_serial_executor_runs_tasks_when_polled() -> None:
     executor = SerialExecutor(lambda units: [receipt(unit) for unit in units])
     assert set(dispatch(UNITS, executor).done) == set(UNITS)
     assert executor.poll(0) == []
+
+
+def finishing_after(seconds: float) -> type[ScriptedExecutor]:
+    """An executor whose tasks run one after the other on each slot and take some time each."""
+
+    class Slow(ScriptedExecutor):
+        def poll(self, timeout: float) -> list[Outcome]:
+            self.now += timeout
+            while len(self._hanging) < self._slots and self._waiting:
+                task = self._waiting.popleft()
+                self.tries.update(task.units)
+                self._hanging.append(task)
+                self.ends[task.number] = self.now + seconds * len(task.units)
+            ended = [task for task in self._hanging if self.ends[task.number] <= self.now]
+            self._hanging = [task for task in self._hanging if task not in ended]
+            return [Outcome(task, tuple(receipt(unit, seconds=seconds) for unit in task.units)) for task in ended]
+
+        def abandon(self, task: Task) -> None:
+            self.abandoned.append(task)
+            self._hanging = [other for other in self._hanging if other.number != task.number]
+            self._waiting = deque(other for other in self._waiting if other.number != task.number)
+
+    Slow.ends = {}  # type: ignore[attr-defined]
+    return Slow
+
+
+def test_tiles_longer_than_the_least_deadline_are_left_to_finish_when_the_plan_knows_it() -> None:
+    executor = finishing_after(1200.0)(lambda unit, tries: receipt(unit), slots=4)
+    result = dispatch(UNITS[:16], executor, clock=executor.clock, expected_seconds={("tile", "none"): 1000.0})
+    assert set(result.done) == set(UNITS[:16])
+    assert not executor.abandoned
+
+
+def test_tiles_of_unknown_length_are_given_twice_the_time_after_each_deadline() -> None:
+    executor = finishing_after(1200.0)(lambda unit, tries: receipt(unit), slots=4)
+    result = dispatch(UNITS[:16], executor, clock=executor.clock)
+    assert set(result.done) == set(UNITS[:16])
+    assert not result.set_aside

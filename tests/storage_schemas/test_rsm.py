@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -169,3 +171,37 @@ def test_every_array_ends_in_a_crc32c_and_is_filled_with_nan(tmp_path: Path) -> 
     for metadata in arrays:
         assert metadata["codecs"][-1]["name"] == "crc32c"
         assert metadata["fill_value"] == "NaN"
+
+
+def test_files_that_are_not_tiles_are_overlooked(tmp_path: Path) -> None:
+    store = make(tmp_path)
+    fill(store)
+    for name in (".nfs0001", "0/.nfs0002", "0/1.bak"):
+        (tmp_path / "r.zarr/inner_product/none/c" / name).write_bytes(b"0" * (4 * 4 * 8 + 4))
+    assert store.present_tiles("none") == {(row, column) for row in range(2) for column in range(3)}
+
+
+def test_many_runs_may_create_a_store_at_the_same_time(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        for name in range(5):
+            starts = [pool.submit(make, tmp_path / str(name)) for _ in range(8)]
+            assert len({start.result().fingerprint for start in starts}) == 1
+
+
+def test_a_sweep_beside_a_writer_loses_nothing(tmp_path: Path) -> None:
+    store = make(tmp_path)
+    done = Event()
+
+    def sweep() -> int:
+        swept = 0
+        while not done.is_set():
+            swept += store.location.sweep()
+        return swept
+
+    with ThreadPoolExecutor(1) as pool:
+        sweeping = pool.submit(sweep)
+        for _ in range(200):
+            store.write_tile("none", 0, 0, VALUES[:4, :4])
+        done.set()
+        sweeping.result()
+    np.testing.assert_array_equal(store.read_tile("none", 0, 0), VALUES[:4, :4])
