@@ -18,7 +18,8 @@ from zarr.codecs import ZstdCodec
 
 from storage_schemas import groups
 from storage_schemas.errors import DamagedChunkError, IncompleteStoreError, InvalidInputError, NonFiniteError
-from storage_schemas.location import Location
+from storage_schemas.fingerprint import fingerprint
+from storage_schemas.location import Location, storage_errors
 
 SCHEMA, VERSION = "activations", 1
 CHUNK_BYTES = 16 * 2**20
@@ -197,6 +198,14 @@ class ActivationStore:
         if self.has_logits:
             present &= {index[0] for index in groups.chunk_indices(sizes, "logits")}
         return [index for index in range(self.n_chunks) if index not in present]
+
+    def amend(self, computed_from: Mapping[str, Any]) -> None:
+        """Record what the rest of an unfinished store is computed from, for a caller who knows that what is there agrees."""
+        stored = cast("Mapping[str, Any]", self.group.attrs["computed_from"])
+        amended = {**stored, **computed_from}
+        writable = groups.open_group(self.location, SCHEMA, VERSION, writable=True)
+        with storage_errors(str(self.location)):
+            writable.update_attributes({"computed_from": amended, "fingerprint": fingerprint(amended)})
 
     def damaged_chunks(self) -> list[int]:
         """Chunks that are there and whose bytes do not match their checksums; reads everything."""

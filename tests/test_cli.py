@@ -287,15 +287,21 @@ class TestMistakes:
     def test_an_unreadable_image_keeps_what_was_extracted(self, run: Run, scenes: Path, tmp_path: Path) -> None:
         folder = tmp_path / "images"
         folder.mkdir()
-        for index in range(60):
-            Image.new("RGB", (80, 80), (index, 0, 0)).save(folder / f"{index:02}.png")
-        data = (folder / "59.png").read_bytes()
-        (folder / "59.png").write_bytes(data[: len(data) // 2])
+        for index in range(110):  # two chunks
+            Image.new("RGB", (80, 80), (index, 0, 0)).save(folder / f"{index:03}.png")
+        data = (folder / "109.png").read_bytes()
+        (folder / "109.png").write_bytes(data[: len(data) // 2])
         models = [{"name": "net", "model": str(NETWORK), "batch_size": 10}]
-        recipe = write_recipe(tmp_path, scenes, database={"images": "images"}, queries=None, models=models)
-        refused(run("run", recipe), "59.png")
-        (folder / "59.png").write_bytes(data)
-        assert run("run", recipe).status == 2  # the file is another one now, and stores are never mixed
+        recipe = write_recipe(tmp_path, scenes, database={"images": "images"}, queries=None, models=models, rsm={})
+        refused(run("run", recipe), "109.png")
+        chunks = tmp_path / "work/activations/net.database.zarr/features/c"
+        kept = {path: path.stat().st_mtime_ns for path in chunks.rglob("0")}
+        assert kept
+        (folder / "109.png").write_bytes(data)  # mended: nothing had been extracted from it, so the store goes on
+        assert run("run", recipe).status == 0
+        assert {path: path.stat().st_mtime_ns for path in kept} == kept
+        Image.new("RGB", (80, 80), (9, 9, 9)).save(folder / "000.png")  # but an image that is in the store may not change
+        refused(run("run", recipe), "samples is")
 
     def test_an_image_outside_the_root(self, run: Run, scenes: Path, tmp_path: Path) -> None:
         coco = json.loads((scenes / "database.json").read_text())

@@ -31,7 +31,9 @@ sigma_option = click.option(
 )
 @click.option("--kernel", "kernels", multiple=True, type=click.Choice(get_args(KernelName)), help="[default: all three]")
 @click.option("--invariance", "invariances", multiple=True, help="[default: all in the store]")
-@click.option("--top-k", multiple=True, type=click.IntRange(min=1), default=(1,), show_default=True)
+@click.option(
+    "--top-k", multiple=True, type=click.IntRange(min=1), default=(1,), show_default=True, help="Samples to average over."
+)
 @click.option("--out", help="Folder to write retrieval.parquet and neighbours.parquet to.")
 @sigma_option
 @json_option
@@ -86,10 +88,14 @@ def retrieve(
 @click.command()
 @click.argument("rsm1")
 @click.argument("rsm2")
-@click.option("--invariance", default="permutation", show_default=True, type=click.Choice(get_args(Invariance)))
+@click.option(
+    "--invariance", default="permutation", show_default=True, type=click.Choice(get_args(Invariance)), help="Of RSM1."
+)
 @click.option("--invariance2", type=click.Choice(get_args(Invariance)), help="Of RSM2.  [default: the same]")
-@click.option("--kernel", default="linear", show_default=True, type=click.Choice(get_args(KernelName)))
-@click.option("--estimator", default="unbiased", show_default=True, type=click.Choice(get_args(Estimator)))
+@click.option("--kernel", default="linear", show_default=True, type=click.Choice(get_args(KernelName)), help="What to compare.")
+@click.option(
+    "--estimator", default="unbiased", show_default=True, type=click.Choice(get_args(Estimator)), help="Estimator of HSIC."
+)
 @sigma_option
 @json_option
 def cka(

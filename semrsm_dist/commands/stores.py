@@ -105,13 +105,27 @@ def import_(
     show_default=True,
     help="How samples are aligned; may be given several times.",
 )
-@click.option("--centring", type=click.Choice(get_args(Centring)), default="position", show_default=True)
-@click.option("--matching", type=click.Choice(get_args(Method)), default="batch_optimal", show_default=True)
+@click.option(
+    "--centring",
+    type=click.Choice(get_args(Centring)),
+    default="position",
+    show_default=True,
+    help="The database's mean to subtract.",
+)
+@click.option(
+    "--matching",
+    type=click.Choice(get_args(Method)),
+    default="batch_optimal",
+    show_default=True,
+    help="How positions are matched.",
+)
 @click.option("--window", type=click.IntRange(min=1), default=512, show_default=True, help="Window of batch_optimal.")
-@click.option("--solver", type=click.Choice(get_args(SolverName)), default="scipy", show_default=True)
-@click.option("--tile-size", type=click.IntRange(min=1), default=100, show_default=True)
+@click.option(
+    "--solver", type=click.Choice(get_args(SolverName)), default="scipy", show_default=True, help="What solves the assignments."
+)
+@click.option("--tile-size", type=click.IntRange(min=1), default=100, show_default=True, help="Rows and columns of a tile.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Pair samples within batches of this size only.")
-@click.option("--executor", type=click.Choice(["ray", "serial"]), default="ray", show_default=True)
+@click.option("--executor", type=click.Choice(["ray", "serial"]), default="ray", show_default=True, help="Where tiles run.")
 @click.option("--address", help="Address of an existing Ray cluster.")
 @click.option("--workers", type=click.IntRange(min=1), help="Tiles computed at once.  [default: every CPU]")
 @json_option

@@ -102,6 +102,8 @@ def extract(
     with _workers(threads) as pool:
         pixels = _prepare(model, samples[:1])
         probe = pool.submit(model.represent, pixels).result()
+        samples_hash = _samples_hash(samples)
+        _amend(location, samples, samples_hash)
         store = ActivationStore.create(
             location,
             n_samples=len(samples),
@@ -110,7 +112,7 @@ def extract(
             n_classes=None if probe.logits is None else probe.logits.shape[1],
             spatial_shape=probe.spatial_shape,
             computed_from={
-                "samples": _samples_hash(samples),
+                "samples": samples_hash,
                 "n_samples": len(samples),
                 "model": model.description,
                 "batch_size": batch_size,
@@ -123,6 +125,21 @@ def extract(
         batches = plan_batches(store, samples, batch_size)
         _fill(store, batches, _compute(pool, model, batches, pixels.shape[1:], ahead=threads), progress)
     return store
+
+
+def _amend(location: Location, samples: Sequence[Sample], samples_hash: str) -> None:
+    """Let an unfinished store go on where images were mended that it has nothing of yet."""
+    table = samples_url(location)
+    if not (location.exists("zarr.json") and table.parent.exists(table.name)):
+        return
+    store = ActivationStore.open(location)
+    before = tables.read_table(table, tables.SAMPLES)
+    ids, hashes = (before.column(name).to_pylist() for name in ("sample_id", "sha256"))
+    if ids != [sample.sample_id for sample in samples] or len(ids) != store.n_samples:
+        return
+    changed = [row for row, (sample, sha256) in enumerate(zip(samples, hashes, strict=True)) if sample.sha256 != sha256]
+    if changed and {row // store.chunk_samples for row in changed} <= set(store.missing_chunks()):
+        store.amend({"samples": samples_hash})
 
 
 def plan_batches(store: ActivationStore, samples: Sequence[Sample], batch_size: int) -> list[Batch]:
