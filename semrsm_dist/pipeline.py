@@ -189,7 +189,7 @@ class Pipeline:
                 retrieval=retrieval,
                 neighbours=self.neighbours_table(model),
                 samples=samples,
-                annotations=[table for table in annotations if table is not None],
+                annotations=[] if any(table is None for table in annotations) else annotations,
                 kernel=self._report_kernel,
             )
             for model in self.recipe.models

@@ -15,6 +15,19 @@ from numpy.typing import NDArray
 from semrsm_dist.matching.protocol import Solver, frobenius_norms, matched_value
 from storage_schemas.errors import InvalidInputError
 
+_SAFE_EXPONENT = 30
+"""Samples whose largest value is within 2 to the power of ± this are used as they are: their products stay in float32."""
+
+
+@dataclass(frozen=True)
+class PreparedBlock:
+    """A block of samples as the matching works on it."""
+
+    samples: NDArray[np.float32]
+    """``(n, S, C)``: concept vectors sorted by norm when there are several windows."""
+    exponents: NDArray[np.int32]
+    """``(n,)``: sample ``i`` was divided by ``2 ** exponents[i]``, which is exact; 0 unless its scale is extreme."""
+
 
 @dataclass(frozen=True)
 class WindowedMatching:
@@ -35,8 +48,16 @@ class WindowedMatching:
         if self.window is not None and self.window < 1:
             raise InvalidInputError(f"The window is {self.window}; it must be at least 1.")
 
-    def prepare(self, block: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The block, each sample's concept vectors sorted by norm (ascending, stable) when there are several windows."""
+    def prepare(self, block: NDArray[np.float32]) -> PreparedBlock:
+        """The block at a scale that float32 affinities can hold, concept vectors sorted by norm (ascending, stable)."""
+        exponents = np.frexp(np.maximum(block.max(axis=(1, 2)), -block.min(axis=(1, 2))))[1]
+        exponents[np.abs(exponents) <= _SAFE_EXPONENT] = 0
+        if exponents.any():
+            block = np.ldexp(block, -exponents[:, None, None])
+        return PreparedBlock(self._sorted(block), exponents)
+
+    def _sorted(self, block: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Each sample's concept vectors sorted by norm when there are several windows."""
         if self.window is None or self.window >= block.shape[1]:
             return block
         norms = np.einsum("nsc,nsc->ns", block, block, dtype=np.float64, casting="same_kind")
@@ -47,21 +68,21 @@ class WindowedMatching:
         """Frobenius norms, ``(n,)``."""
         return frobenius_norms(block)
 
-    def inner_products(self, rows: NDArray[np.float32], columns: NDArray[np.float32], *, same: bool) -> NDArray[np.float64]:
+    def inner_products(self, rows: PreparedBlock, columns: PreparedBlock, *, same: bool) -> NDArray[np.float64]:
         """Matched inner products ``(n, m)``, the value of each permutation recomputed in float64."""
-        values = np.empty((len(rows), len(columns)))
-        for i, row in enumerate(rows):
-            for j in range(i if same else 0, len(columns)):
-                if same and i == j:  # the identity is optimal for a sample and itself
-                    values[i, i] = matched_value(row, row)
-                    continue
-                values[i, j] = matched_value(row, columns[j][self.permutation(row, columns[j])])
+        values = np.empty((len(rows.samples), len(columns.samples)))
+        for i, row in enumerate(rows.samples):
+            for j in range(i if same else 0, len(columns.samples)):
+                column = columns.samples[j]
+                # The identity is optimal for a sample and itself.
+                matched = column if same and i == j else column[self.permutation(row, column)]
+                values[i, j] = matched_value(row, matched)
                 if same:
                     values[j, i] = values[i, j]
-        return values
+        return np.ldexp(values, np.add.outer(rows.exponents, columns.exponents))
 
     def permutation(self, first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.intp]:
-        """Matching ``(S,)`` of two prepared samples ``(S, C)``: position ``s`` of the first goes with ``result[s]``."""
+        """Matching ``(S,)`` of two samples of prepared blocks ``(S, C)``: position ``s`` of the first goes with ``result[s]``."""
         n_positions = len(first)
         window = n_positions if self.window is None else self.window
         matched = np.empty(n_positions, dtype=np.intp)

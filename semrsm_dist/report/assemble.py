@@ -43,7 +43,7 @@ def representation_report(
     retrieval, neighbours
         The tables of :func:`semrsm_dist.reduction.stored_retrieval.retrieve`.
     samples, annotations
-        Tables of queries and database, or of the database alone.
+        Tables of the queries and of the database, in this order; no annotations when they are unknown.
     kernel
         The kernel of the pictures.
     """
@@ -55,8 +55,10 @@ def representation_report(
         neighbours=neighbours,
         rsms={each: _picture_values(StoredRsm(store, each), kernel) for each in invariances} if whole else {},
         symmetric=store.symmetric,
-        images=_local_images(samples),
-        classes=_classes(annotations),
+        images=_local_images(samples[-1]),
+        classes=_classes(annotations[-1]) if annotations else {},
+        query_images=_local_images(samples[0]),
+        query_classes=_classes(annotations[0]) if annotations else {},
     )
 
 
@@ -104,22 +106,19 @@ def _picture_note(store: RsmStore) -> str | None:
     return None if max(steps) == 1 else f"every {steps[0]}th row and every {steps[1]}th column"
 
 
-def _local_images(samples: Sequence[pa.Table]) -> dict[str, str]:
-    """Local paths of the images of all samples."""
+def _local_images(samples: pa.Table) -> dict[str, str]:
+    """Local paths of the images of samples."""
     found = {}
-    for table in samples:
-        for sample_id, uri in zip(table.column("sample_id").to_pylist(), table.column("uri").to_pylist(), strict=True):
-            parsed = urlparse(uri or "")
-            if parsed.scheme in ("", "file") and parsed.path:
-                found[sample_id] = unquote(parsed.path)
+    for sample_id, uri in zip(samples.column("sample_id").to_pylist(), samples.column("uri").to_pylist(), strict=True):
+        parsed = urlparse(uri or "")
+        if parsed.scheme in ("", "file") and parsed.path:
+            found[sample_id] = unquote(parsed.path)
     return found
 
 
-def _classes(annotations: Sequence[pa.Table]) -> dict[str, dict[str, int]]:
+def _classes(annotations: pa.Table) -> dict[str, dict[str, int]]:
     """Class names and counts of each sample."""
     found: dict[str, dict[str, int]] = {}
-    for table in annotations:
-        for row in table.to_pylist():
-            name = row["class_name"] or str(row["class_id"])
-            found.setdefault(row["sample_id"], {})[name] = row["count"]
+    for row in annotations.to_pylist():
+        found.setdefault(row["sample_id"], {})[row["class_name"] or str(row["class_id"])] = row["count"]
     return found

@@ -60,6 +60,10 @@ class RepresentationReport:
     """Sample id to the local path of its image; missing ones are simply not shown."""
     classes: Mapping[str, Mapping[str, int]]
     """Sample id to class name to number of instances."""
+    query_images: Mapping[str, str] | None = None
+    """The same of the queries, which may have ids that the database uses for other images; None when they are one set."""
+    query_classes: Mapping[str, Mapping[str, int]] | None = None
+    """The same of the queries; None when they are one set."""
 
 
 def write_report(
@@ -231,13 +235,21 @@ def _examples(representation: RepresentationReport, kernel: str, n_examples: int
     """The chosen queries with thumbnails and classes, helped ones first."""
     if n_examples < 1:
         return None
-    classes = representation.classes
-    chosen = choose_examples(representation.neighbours, classes=classes, kernel=kernel, n_examples=n_examples)
+    one_set = representation.query_images is None
+    of_queries = representation.classes if representation.query_classes is None else representation.query_classes
+    chosen = choose_examples(representation.neighbours, classes=of_queries, kernel=kernel, n_examples=n_examples)
     if chosen is None:
         return None
     thumbnails = Thumbnails(representation.images)
+    queries = thumbnails if one_set else Thumbnails(representation.query_images or {})
     groups = [
-        {"kind": kind, "items": [_example(example, classes, thumbnails) for example in examples]}
+        {
+            "kind": kind,
+            "items": [
+                _example(example, of_queries.get(example.query_id, {}), queries, representation.classes, thumbnails)
+                for example in examples
+            ],
+        }
         for kind, examples in (("helped", chosen.helped), ("hurt", chosen.hurt), ("other", chosen.other))
         if examples
     ]
@@ -254,11 +266,16 @@ def _examples(representation: RepresentationReport, kernel: str, n_examples: int
     }
 
 
-def _example(example: Example, classes: Mapping[str, Mapping[str, int]], thumbnails: Thumbnails) -> dict[str, Any]:
-    query = classes.get(example.query_id, {})
+def _example(
+    example: Example,
+    query: Mapping[str, int],
+    queries: Thumbnails,
+    classes: Mapping[str, Mapping[str, int]],
+    thumbnails: Thumbnails,
+) -> dict[str, Any]:
     return {
         "query_id": example.query_id,
-        "image": thumbnails.uri(example.query_id),
+        "image": queries.uri(example.query_id),
         "classes": _classes(query, {}),
         "before": number(example.before, 2),
         "after": number(example.after, 2),

@@ -116,6 +116,16 @@ def test_permuting_positions_changes_nothing(seed: int, s: int, invariance: str)
     )
 
 
+@pytest.mark.parametrize("scales", [(1e-23, 1.0), (1e-23, 1e-23), (1e25, 1e25), (1e-30, 1e30)])
+@pytest.mark.parametrize("window", [4, 100])
+def test_extreme_scales_do_not_change_the_matching(scales: tuple[float, float], window: int) -> None:
+    first, second = samples(0, 3, 12, 4), samples(1, 3, 12, 4)
+    aligned = alignment("permutation", MatchingSettings("batch_optimal", window))
+    scaled = [(x.astype(np.float64) * scale).astype(np.float32) for x, scale in zip((first, second), scales, strict=True)]
+    expected = compute_tile(first, second, aligned) * scales[0] * scales[1]
+    np.testing.assert_allclose(compute_tile(*scaled, aligned), expected, rtol=1e-5)
+
+
 def test_permuting_positions_changes_the_value_without_invariance() -> None:
     first, second = samples(0, 1, 6, 4), samples(1, 1, 6, 4)
     aligned = alignment("none")
