@@ -82,7 +82,7 @@ class WindowedMatching:
         return np.ldexp(values, np.add.outer(rows.exponents, columns.exponents))
 
     def permutation(self, first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.intp]:
-        """Matching ``(S,)`` of two samples of prepared blocks ``(S, C)``: position ``s`` of the first goes with ``result[s]``."""
+        """Matching ``(S,)`` of two samples ``(S, C)`` of prepared blocks: position ``s`` goes with ``result[s]``."""
         n_positions = len(first)
         window = n_positions if self.window is None else self.window
         matched = np.empty(n_positions, dtype=np.intp)
