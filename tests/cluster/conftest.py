@@ -55,8 +55,14 @@ def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=_heed_interrupts,
         env={**os.environ, **environment},
     )
+
+
+def _heed_interrupts() -> None:
+    """Undo what a shell does to its background jobs, the tests among them: they ignore Ctrl-C, and so would the process."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def end(process: subprocess.Popen[str]) -> None:
