@@ -40,7 +40,7 @@ def progress(label: str, unit: str, *, quiet: bool = False) -> Iterator[Report]:
 
 @contextmanager
 def _bar(label: str, unit: str) -> Iterator[Report]:
-    """A bar that stays on the screen when it is full."""
+    """A bar that appears with the first report and stays on the screen when it is full."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -50,17 +50,24 @@ def _bar(label: str, unit: str) -> Iterator[Report]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        bar = bars.add_task(label, total=None)
-        first: list[int] = []
+    bars = Progress(*columns, console=Console(stderr=True))
+    bar = bars.add_task(label, total=None)
+    begun = False
 
-        def report(done: int, total: int) -> None:
-            if not first:  # what an earlier run had done does not count for the speed
-                first.append(done)
-                bars.reset(bar, total=total, completed=done)
-            bars.update(bar, completed=done, total=total)
+    def report(done: int, total: int) -> None:
+        nonlocal begun
+        if not begun:  # what an earlier run had done does not count for the speed
+            bars.reset(bar, total=total, completed=done)
+            begun = True
+        bars.start()
+        bars.update(bar, completed=done, total=total)
+        if done >= total:  # so that the bar of the next stage begins below it
+            bars.stop()
 
+    try:
         yield report
+    finally:
+        bars.stop()
 
 
 class _Lines:

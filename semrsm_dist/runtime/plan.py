@@ -169,7 +169,8 @@ def make_plan(
             f"A worker would need {binary_size(least)} and may use {binary_size(memory_limit)}; "
             "use fewer workers, a smaller tile_size, or a machine with more memory."
         )
-    cache = 0 if memory_limit is None else min(memory_limit - least, CACHE_BYTES)
+    all_blocks = (grid.shape[0] + (0 if grid.symmetric else grid.shape[1])) * n_positions * n_channels * 4
+    cache = 0 if memory_limit is None else min(memory_limit - least, CACHE_BYTES, all_blocks)
     return RsmPlan(
         shape=grid.shape,
         n_positions=n_positions,

@@ -233,7 +233,12 @@ def test_the_plan_counts_what_is_missing_and_memory_is_bounded_whatever_n_is(mak
     assert plan_rsm(job, EVERY, SERIAL).n_missing == 0
     large = make_activations("large", n_samples=200)
     job = create_rsm(str(large.location), None, str(tmp_path / "l.zarr"), SETTINGS)
-    assert plan_rsm(job, EVERY, SERIAL).memory_per_worker == plan.memory_per_worker
+    bigger = plan_rsm(job, EVERY, SERIAL)
+    assert bigger.memory_per_worker - bigger.cache_bytes == plan.memory_per_worker - plan.cache_bytes
+    assert plan.cache_bytes == 13 * 6 * 5 * 4
+    limit = 2**30
+    tight = plan_rsm(job, EVERY, RunSettings(executor="serial", memory_per_worker=limit))
+    assert tight.memory_per_worker <= limit
 
 
 def test_a_plan_that_does_not_fit_the_memory_is_refused(make_activations: Make, tmp_path: Path) -> None:
