@@ -7,14 +7,10 @@ and the norms is ever stored.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
 
 Float = NDArray[np.float64]
-Kernel = Literal["linear", "cosine", "rbf"]
-KERNELS: tuple[Kernel, ...] = ("cosine", "linear", "rbf")
 ROUNDING = 1e-12
 """Squared distances below this fraction of ``n_i² + n_j²`` are rounding, and count as 0.
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from semrsm_dist.datasets.coco import read_coco
 from semrsm_dist.datasets.image_folder import read_image_folder
-from semrsm_dist.datasets.samples import Dataset, hash_samples
+from semrsm_dist.datasets.samples import Dataset, hash_samples, write_annotations
 from semrsm_dist.names import KernelName
 from semrsm_dist.progress import binary_size, progress
 from semrsm_dist.recipe import ImageSource, ModelSource, Recipe
@@ -101,7 +101,7 @@ class Pipeline:
                 self._extract(side, dataset, model, loaded)
         for side, dataset in datasets.items():  # after every store has accepted its samples
             if dataset.annotations is not None:
-                write_table(self._annotations(side), dataset.annotations, ANNOTATIONS)
+                write_annotations(dataset, self._annotations(side))
 
     def plan(self) -> dict[str, RsmPlan]:
         """The plan of every model's RSM; needs the activations, and creates the stores."""

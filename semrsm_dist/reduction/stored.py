@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +70,7 @@ class StoredRsm:
         if kernel == "rbf":
             distance = self.squared_distance(key)
             return rbf_of_tile(distance) if self.sigma == "tile" else kernels.rbf(distance, self.sigma_squared)
-        check_name("kernel", kernel, kernels.KERNELS)
+        check_name("kernel", kernel, get_args(KernelName))
         return kernels.cosine(*self._terms(key))
 
     def squared_distance(self, key: TileKey) -> NDArray[np.float64]:
