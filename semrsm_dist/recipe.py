@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, Va
 
 from semrsm_dist.grid import DEFAULT_TILE_SIZE
 from semrsm_dist.matching import MatchingSettings
-from semrsm_dist.names import Centring, Estimator, Invariance, KernelName, Method, SolverName
+from semrsm_dist.names import AffinityType, Centring, Estimator, Invariance, KernelName, Method, SolverName
 from semrsm_dist.runtime.rsm_run import RsmSettings, RunSettings
 from storage_schemas.errors import InvalidInputError, StoreNotFoundError
 
@@ -53,11 +53,17 @@ class Matching(_Part):
     """How positions are matched under the permutation invariance."""
 
     method: Method = "batch_optimal"
-    """``optimal``, or ``batch_optimal`` inside windows."""
+    """``optimal``, ``batch_optimal`` inside windows, ``greedy``, or ``topk_greedy``."""
     window: Annotated[int, Field(gt=0)] = 512
     """Concept vectors per window of ``batch_optimal``; with a window of at least S it is optimal."""
-    solver: SolverName = "scipy"
-    """What solves the assignment problems."""
+    k: Annotated[int, Field(gt=0)] = 128
+    """Concept vectors of largest norm that ``topk_greedy`` matches optimally."""
+    solver: SolverName = "auction"
+    """What solves the assignment problems: ``auction``, ``ortools``, ``scipy``, or ``lapjv`` (an optional extra)."""
+    tolerance: Annotated[float, Field(ge=1e-7, lt=1)] = 1e-6
+    """Largest certified gap of ``auction``, relative to the matched inner product."""
+    affinity: AffinityType = "float32"
+    """What affinities are multiplied in: ``float32``, or ``bfloat16`` (faster where the processor has it, certifies less)."""
 
 
 class Rsm(_Part):
@@ -72,6 +78,8 @@ class Rsm(_Part):
     """Rows and columns of a tile."""
     batch_size: Annotated[int, Field(gt=0)] | None = None
     """Compute pairs within batches of this many samples only (minibatch CKA); a multiple of the tile size."""
+    store_upper_bound: bool = False
+    """Store beside each inner product of the permutation invariance what no matching exceeds; doubles its size."""
 
 
 class Retrieval(_Part):
@@ -142,13 +150,13 @@ class Recipe(_Part):
 
     def rsm_settings(self) -> RsmSettings:
         """What every RSM is computed with."""
-        matching = self.rsm.matching
         return RsmSettings(
             invariances=tuple(dict.fromkeys(self.rsm.invariances)),
             centring=self.rsm.centring,
-            matching=MatchingSettings(matching.method, matching.window, matching.solver),
+            matching=MatchingSettings(**self.rsm.matching.model_dump()),
             tile_size=self.rsm.tile_size,
             batch_size=self.rsm.batch_size,
+            store_upper_bound=self.rsm.store_upper_bound,
         )
 
     def run_settings(self) -> RunSettings:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,11 +14,14 @@ from threadpoolctl import threadpool_limits
 from semrsm_dist import kernels
 from semrsm_dist.grid import DEFAULT_TILE_SIZE, RectangularGrid, SymmetricGrid
 from semrsm_dist.matching import MatchingSettings, alignment, check_name
-from semrsm_dist.names import Centring, Estimator, Invariance, Method, SigmaRule, SolverName
+from semrsm_dist.names import AffinityType, Centring, Estimator, Invariance, Method, SigmaRule, SolverName
 from semrsm_dist.reduction.cka import cka_of_arrays
 from semrsm_dist.reduction.sigma import rbf_of_tile, sigma_squared
 from semrsm_dist.tile import CentreAccumulator, centred, compute_tile
 from storage_schemas import ActivationStore, InvalidInputError, NonFiniteError
+
+if TYPE_CHECKING:
+    from semrsm_dist.runtime.rsm_run import RsmSettings
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class RSM:
     """Norms of the columns' representations, ``(M,)``."""
     symmetric: bool = False
     """Whether columns are the rows."""
+    upper_bound: NDArray[np.float64] | None = None
+    """``(N, M)``: ``m ≤ optimum ≤ bound`` under the permutation invariance, where the method certifies one."""
 
     def linear(self) -> NDArray[np.float64]:
         """The linear kernel, ``(N, M)``: the matched inner product itself."""
@@ -79,9 +84,13 @@ def semantic_rsm(
     invariance: Invariance = "permutation",
     matching: Method = "batch_optimal",
     window: int = 512,
-    solver: SolverName = "scipy",
+    solver: SolverName = "auction",
     centring: Centring = "none",
     workers: int = 1,
+    *,
+    k: int = 128,
+    tolerance: float = 1e-6,
+    affinity: AffinityType = "float32",
 ) -> RSM:
     """Similarity of every sample of ``x`` with every sample of ``y``, wherever things are in them.
 
@@ -95,15 +104,21 @@ def semantic_rsm(
         ``permutation`` (the semantic RSM), ``none`` (the spatio-semantic one), ``translation`` (the best circular shift; needs
         maps) or ``pooled`` (means over positions).
     matching
-        ``batch_optimal`` in windows, or ``optimal``.
+        ``batch_optimal`` in windows, ``optimal``, ``greedy`` or ``topk_greedy``.
     window
         Concept vectors per window of ``batch_optimal``.
     solver
-        ``scipy`` or ``ortools``.
+        ``auction``, ``ortools``, ``scipy``, or ``lapjv`` (an optional extra).
     centring
         Subtract a mean over the samples of ``y``: ``position`` (per position and channel), ``channel``, or ``none``.
     workers
         Processes; more than one run on a local Ray.
+    k
+        Concept vectors of largest norm that ``topk_greedy`` matches optimally.
+    tolerance
+        Largest certified gap of ``auction``, relative to the matched inner product.
+    affinity
+        What affinities are multiplied in, ``float32`` or ``bfloat16``.
 
     Returns
     -------
@@ -130,7 +145,7 @@ def semantic_rsm(
     ----------
     Wald et al., "Decoupling Semantic Similarity from Spatial Alignment for Neural Networks", NeurIPS 2024.
     """
-    settings = MatchingSettings(matching, window, solver)
+    settings = MatchingSettings(matching, window, k, solver, tolerance, affinity)
     check_name("centring", centring, ("position", "channel", "none"))
     first, shape = _representation(x, "x")
     second, second_shape = (first, shape) if y is None else _representation(y, "y")
@@ -144,24 +159,32 @@ def semantic_rsm(
     if workers < 1:
         raise InvalidInputError(f"workers is {workers}; it must be at least 1.")
     aligned = alignment(invariance, settings, shape)
+    bounded = invariance == "permutation" and settings.certifies
     if workers > 1:
-        return _on_ray(first, None if y is None else second, invariance, settings, centring, workers, shape)
+        from semrsm_dist.runtime.rsm_run import RsmSettings
+
+        wanted = RsmSettings((invariance,), centring, settings, store_upper_bound=bounded)
+        return _on_ray(first, None if y is None else second, wanted, workers, shape)
     accumulator = CentreAccumulator(centring)
     accumulator.add(second)
     centre = accumulator.result()
     grid = SymmetricGrid(len(first)) if y is None else RectangularGrid(len(first), len(second))
     values = np.empty(grid.shape)
+    bounds = np.empty(grid.shape) if bounded else None
     with threadpool_limits(limits=1):
         for key in grid.tile_keys():
             rows, columns = grid.slices(key)
             same = grid.symmetric and key.on_diagonal
             left, right = centred(first[rows], centre), centred(second[columns], centre)
-            values[rows, columns] = compute_tile(left, right, aligned, same=same)
-            if grid.symmetric and not same:
-                values[columns, rows] = values[rows, columns].T
+            tile = compute_tile(left, right, aligned, same=same)
+            for whole, part in ((values, tile.inner_products), (bounds, tile.upper_bounds)):
+                if whole is not None:
+                    whole[rows, columns] = part
+                    if grid.symmetric and not same:
+                        whole[columns, rows] = whole[rows, columns].T
         row_norms = _norms(first, centre, aligned)
         column_norms = row_norms if y is None else _norms(second, centre, aligned)
-    return RSM(values, row_norms, column_norms, symmetric=y is None)
+    return RSM(values, row_norms, column_norms, y is None, bounds)
 
 
 def cka(k: NDArray[np.float64] | RSM, l: NDArray[np.float64] | RSM, estimator: Estimator = "unbiased") -> float:
@@ -210,27 +233,24 @@ def _norms(samples: NDArray[np.float32], centre: NDArray[np.float64] | None, ali
 def _on_ray(
     first: NDArray[np.float32],
     second: NDArray[np.float32] | None,
-    invariance: Invariance,
-    settings: MatchingSettings,
-    centring: Centring,
+    settings: RsmSettings,
     workers: int,
     shape: tuple[int, int] | None,
 ) -> RSM:
     """The same numbers through temporary stores and Ray workers."""
     from semrsm_dist.reduction.stored import load_rsm
-    from semrsm_dist.runtime.rsm_run import RsmSettings, RunSettings, create_rsm, run_rsm
+    from semrsm_dist.runtime.rsm_run import RunSettings, create_rsm, run_rsm
 
     with tempfile.TemporaryDirectory(prefix="semrsm-") as folder:
         rows, columns, out = (str(Path(folder, name)) for name in ("x.zarr", "y.zarr", "rsm.zarr"))
         _store(first, rows, shape)
         if second is not None:
             _store(second, columns, shape)
-        wanted = RsmSettings((invariance,), centring, settings)
-        job = create_rsm(rows, None if second is None else columns, out, wanted)
-        run = run_rsm(job, (invariance,), RunSettings(workers=workers))
+        job = create_rsm(rows, None if second is None else columns, out, settings)
+        run = run_rsm(job, settings.invariances, RunSettings(workers=workers))
         if run.set_aside:
             raise RuntimeError("; ".join(f"{unit}: {reason}" for unit, reason in run.set_aside.items()))
-        return load_rsm(out, invariance)
+        return load_rsm(out, settings.invariances[0])
 
 
 def _store(samples: NDArray[np.float32], url: str, shape: tuple[int, int] | None) -> None:

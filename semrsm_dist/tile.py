@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from semrsm_dist.matching import Alignment
+from semrsm_dist.matching import Alignment, Matched
 from semrsm_dist.names import Centring
 
 
@@ -57,7 +57,7 @@ def compute_tile(
     alignment: Alignment,
     *,
     same: bool = False,
-) -> NDArray[np.float64]:
+) -> Matched:
     """Matched inner products of every pair of two blocks.
 
     Parameters
@@ -72,8 +72,8 @@ def compute_tile(
 
     Returns
     -------
-    ndarray
-        ``m``, ``(n, m)`` float64.
+    Matched
+        ``m`` and its upper bounds, each ``(n, m)`` float64.
     """
     prepared = alignment.prepare(rows)
     return alignment.inner_products(prepared, prepared if same else alignment.prepare(columns), same=same)

@@ -3,6 +3,7 @@
     inner_product/<invariance>  (N, M)   one chunk is one tile
     row_norms/<invariance>      (N,)     one chunk is one block of samples
     column_norms/<invariance>   (M,)     absent when the grid is symmetric: the columns are the rows
+    upper_bound/<invariance>    (N, M)   when wanted: what no matching exceeds, chunked like the inner products
     centre                      (S, C) or (C,) when features were centred
 
 A symmetric store holds the tiles on and above the diagonal; :meth:`RsmStore.read_tile` transposes for those below.
@@ -39,6 +40,7 @@ class RsmStore:
     group: zarr.Group
     """The Zarr group, for its attributes."""
     _arrays: dict[str, zarr.Array[Any]] = field(default_factory=dict, repr=False, compare=False)
+    _bounded: dict[str, bool] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def create(
@@ -123,8 +125,14 @@ class RsmStore:
         found = {key.split("/")[1] for key in self.location.sizes("inner_product") if key.count("/") == 2}
         return sorted(found)
 
-    def add_invariance(self, invariance: str) -> None:
-        """Make the arrays of an invariance unless they are there."""
+    def has_upper_bounds(self, invariance: str) -> bool:
+        """Whether tiles of this invariance are written with their upper bounds."""
+        if invariance not in self._bounded:
+            self._bounded[invariance] = self.location.exists(f"upper_bound/{invariance}/zarr.json")
+        return self._bounded[invariance]
+
+    def add_invariance(self, invariance: str, *, upper_bounds: bool = False) -> None:
+        """Make the arrays of an invariance, and one for the upper bounds if wanted, unless they are there."""
         n_rows, n_columns = self.shape
         size = self.tile_size
         wanted: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
@@ -133,6 +141,9 @@ class RsmStore:
         }
         if not self.symmetric:
             wanted[f"column_norms/{invariance}"] = ((n_columns,), ("column",))
+        if upper_bounds:
+            self._bounded[invariance] = True
+            wanted[f"upper_bound/{invariance}"] = ((n_rows, n_columns), ("row", "column"))
         for path, (shape, names) in wanted.items():
             groups.create_array(
                 self.location,
@@ -144,11 +155,12 @@ class RsmStore:
             )
 
     def present_tiles(self, invariance: str) -> set[tuple[int, int]]:
-        """Rows and columns of the tiles that are there at full size, from one listing."""
-        path = f"inner_product/{invariance}"
+        """Rows and columns of the tiles that are there at full size, with their upper bounds, from one listing of each."""
         whole = self.tile_size**2 * 8 + _CRC_BYTES
-        found = groups.chunk_indices(self.location.sizes(path), path, exact_bytes=whole)
-        return cast("set[tuple[int, int]]", found)
+        found = [
+            groups.chunk_indices(self.location.sizes(path), path, exact_bytes=whole) for path in self._tile_arrays(invariance)
+        ]
+        return cast("set[tuple[int, int]]", set.intersection(*found))
 
     def present_norms(self, invariance: str, side: Side) -> set[int]:
         """Blocks whose norms are there at full size, from one listing."""
@@ -156,7 +168,14 @@ class RsmStore:
         whole = self.tile_size * 8 + _CRC_BYTES
         return {index[0] for index in groups.chunk_indices(self.location.sizes(path), path, exact_bytes=whole)}
 
-    def write_tile(self, invariance: str, row: int, column: int, values: NDArray[np.float64]) -> str:
+    def write_tile(
+        self,
+        invariance: str,
+        row: int,
+        column: int,
+        values: NDArray[np.float64],
+        upper_bounds: NDArray[np.float64] | None = None,
+    ) -> str:
         """Write one tile and return the checksum of its values.
 
         Parameters
@@ -167,26 +186,37 @@ class RsmStore:
             Coordinates of the tile in the grid of tiles.
         values
             ``(n, m)`` float64, smaller than ``tile_size`` at the ragged edges only.
+        upper_bounds
+            ``(n, m)`` float64, when :meth:`has_upper_bounds`.
 
         Raises
         ------
         NonFiniteError
             When a value is NaN or infinite.
         InvalidInputError
-            When the shape is not that of the tile, or a symmetric store is given a tile below the diagonal.
+            When the shape is not that of the tile, a symmetric store is given a tile below the diagonal, or upper bounds are
+            missing.
         """
         selection = self._tile_slices(row, column)
         expected = tuple(part.stop - part.start for part in selection)
-        if values.shape != expected:
-            raise InvalidInputError(f"Tile ({row}, {column}) of {self.location} has shape {expected}, not {values.shape}.")
         if self.symmetric and row > column:
             raise InvalidInputError(f"Tile ({row}, {column}) of {self.location} lies below the diagonal.")
-        if not np.isfinite(values).all():
-            raise NonFiniteError(
-                f"Tile ({row}, {column}) under {invariance} holds NaN or infinity; {self.location} refuses it."
+        tiles = [values] if upper_bounds is None else [values, upper_bounds]
+        paths = self._tile_arrays(invariance)
+        if len(tiles) != len(paths):
+            raise InvalidInputError(
+                f"{self.location} keeps {len(paths)} arrays under {invariance}, and a tile came with {len(tiles)}: "
+                "its upper bounds are stored, or not, for all tiles."
             )
-        array = self._array(f"inner_product/{invariance}")
-        groups.write_selection(self.location, array, values, *selection)
+        for tile in tiles:
+            if tile.shape != expected:
+                raise InvalidInputError(f"Tile ({row}, {column}) of {self.location} has shape {expected}, not {tile.shape}.")
+            if not np.isfinite(tile).all():
+                raise NonFiniteError(
+                    f"Tile ({row}, {column}) under {invariance} holds NaN or infinity; {self.location} refuses it."
+                )
+        for path, tile in zip(paths, tiles, strict=True):
+            groups.write_selection(self.location, self._array(path), tile, *selection)
         return checksum(values)
 
     def read_tile(self, invariance: str, row: int, column: int) -> NDArray[np.float64]:
@@ -199,9 +229,16 @@ class RsmStore:
         DamagedChunkError
             When its bytes do not match their checksum.
         """
+        return self._read_tile("inner_product", invariance, row, column)
+
+    def read_upper_bounds(self, invariance: str, row: int, column: int) -> NDArray[np.float64]:
+        """Upper bounds of one tile, ``(n, m)``, like :meth:`read_tile`."""
+        return self._read_tile("upper_bound", invariance, row, column)
+
+    def _read_tile(self, kind: str, invariance: str, row: int, column: int) -> NDArray[np.float64]:
         if self.symmetric and row > column:
-            return np.ascontiguousarray(self.read_tile(invariance, column, row).T)
-        array = self._array(f"inner_product/{invariance}")
+            return np.ascontiguousarray(self._read_tile(kind, invariance, column, row).T)
+        array = self._array(f"{kind}/{invariance}")
         values = groups.read_selection(self.location, array, *self._tile_slices(row, column))
         if not np.isfinite(values).all():
             raise IncompleteStoreError(
@@ -211,7 +248,13 @@ class RsmStore:
 
     def delete_tile(self, invariance: str, row: int, column: int) -> None:
         """Remove one tile, so that the next run computes it."""
-        self.location.delete(f"inner_product/{invariance}/c/{row}/{column}")
+        for path in self._tile_arrays(invariance):
+            self.location.delete(f"{path}/c/{row}/{column}")
+
+    def _tile_arrays(self, invariance: str) -> list[str]:
+        """Arrays that every tile has a chunk in; a tile is there when all of them are."""
+        paths = [f"inner_product/{invariance}"]
+        return [*paths, f"upper_bound/{invariance}"] if self.has_upper_bounds(invariance) else paths
 
     def write_norms(self, invariance: str, side: Side, block: int, values: NDArray[np.float64]) -> str:
         """Write the norms of one block of samples, ``(n,)``, and return their checksum."""

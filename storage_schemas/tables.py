@@ -51,6 +51,8 @@ EVENTS = pa.schema(
         pa.field("solve_seconds", pa.float64()),
         pa.field("write_seconds", pa.float64()),
         pa.field("peak_memory_bytes", pa.int64()),
+        pa.field("largest_gap", pa.float64()),
+        pa.field("mean_gap", pa.float64()),
         pa.field("node", pa.string()),
         pa.field("pid", pa.int64()),
         pa.field("checksum", pa.string()),

@@ -9,7 +9,7 @@ import click
 
 from semrsm_dist.commands.output import json_option, print_json
 from semrsm_dist.matching import MatchingSettings
-from semrsm_dist.names import Centring, Invariance, Method, SolverName
+from semrsm_dist.names import AffinityType, Centring, Invariance, Method, SolverName
 from semrsm_dist.progress import progress
 from storage_schemas import ActivationStore, RsmStore
 from storage_schemas.errors import InvalidInputError
@@ -121,8 +121,28 @@ def import_(
 )
 @click.option("--window", type=click.IntRange(min=1), default=512, show_default=True, help="Window of batch_optimal.")
 @click.option(
-    "--solver", type=click.Choice(get_args(SolverName)), default="scipy", show_default=True, help="What solves the assignments."
+    "--k",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    help="Largest vectors that topk_greedy matches optimally.",
 )
+@click.option(
+    "--solver",
+    type=click.Choice(get_args(SolverName)),
+    default="auction",
+    show_default=True,
+    help="What solves the assignments.",
+)
+@click.option("--tolerance", type=float, default=1e-6, show_default=True, help="Largest relative certified gap of auction.")
+@click.option(
+    "--affinity",
+    type=click.Choice(get_args(AffinityType)),
+    default="float32",
+    show_default=True,
+    help="Precision of affinities.",
+)
+@click.option("--store-upper-bound", is_flag=True, help="Store what no matching exceeds beside each inner product.")
 @click.option("--tile-size", type=click.IntRange(min=1), default=100, show_default=True, help="Rows and columns of a tile.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Pair samples within batches of this size only.")
 @click.option("--executor", type=click.Choice(["ray", "serial"]), default="ray", show_default=True, help="Where tiles run.")
@@ -137,7 +157,11 @@ def rsm(
     centring: Centring,
     matching: Method,
     window: int,
+    k: int,
     solver: SolverName,
+    tolerance: float,
+    affinity: AffinityType,
+    store_upper_bound: bool,
     tile_size: int,
     batch_size: int | None,
     as_json: bool,
@@ -151,7 +175,8 @@ def rsm(
     from semrsm_dist.runtime.rsm_run import RsmSettings, RunSettings, create_rsm, plan_rsm, run_rsm
 
     wanted = tuple(dict.fromkeys(invariances))
-    settings = RsmSettings(wanted, centring, MatchingSettings(matching, window, solver), tile_size, batch_size)
+    how = MatchingSettings(matching, window, k, solver, tolerance, affinity)
+    settings = RsmSettings(wanted, centring, how, tile_size, batch_size, store_upper_bound)
     where_to_run = RunSettings(**where)
     with progress("Centre", "samples", quiet=as_json) as report:
         job = create_rsm(rows, columns, out, settings, report)

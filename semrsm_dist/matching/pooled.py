@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from semrsm_dist.matching.protocol import Matched
+
 
 @dataclass(frozen=True)
 class Pooled:
@@ -21,10 +23,11 @@ class Pooled:
         pooled = self.prepare(block)
         return np.asarray(np.sqrt(np.einsum("nc,nc->n", pooled, pooled)))
 
-    def inner_products(self, rows: NDArray[np.float64], columns: NDArray[np.float64], *, same: bool) -> NDArray[np.float64]:
+    def inner_products(self, rows: NDArray[np.float64], columns: NDArray[np.float64], *, same: bool) -> Matched:
         """Inner products of the means, ``(n, m)``."""
         values = rows @ columns.T
-        return (values + values.T) / 2 if same else values
+        values = (values + values.T) / 2 if same else values
+        return Matched(values, values)
 
     def working_bytes(self, n_samples: int, n_positions: int, n_channels: int) -> int:
         """The means of two blocks."""

@@ -1,37 +1,71 @@
-"""The small protocols that every invariance and every solver shares."""
+"""The small protocols that every invariance, method and solver shares."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 
+@dataclass(frozen=True)
+class Solution:
+    """Matchings of ``k`` affinities."""
+
+    permutations: NDArray[np.int64]
+    """``(k, S)``: position ``s`` of the row sample is matched to position ``permutations[problem, s]`` of the column sample."""
+    gaps: NDArray[np.float64]
+    """``(k,)``: no matching of this affinity is better than the one found by more than this, in units of the affinity."""
+
+
 class Solver(Protocol):
-    """Solves one linear assignment problem."""
+    """Solves linear assignment problems."""
 
     @property
     def name(self) -> str:
         """What recipes call it."""
 
     @property
-    def bytes_per_affinity(self) -> int:
-        """Bytes allocated for each entry of the affinity matrix, the matrix included."""
+    def tolerance(self) -> float:
+        """Largest gap that it may leave, relative to the value; infinite when it promises none beyond its own rounding."""
 
-    def solve(self, affinity: NDArray[np.float32]) -> NDArray[np.intp]:
-        """The permutation that maximises the sum of matched affinities.
+    @property
+    def bytes_per_affinity(self) -> int:
+        """Bytes allocated for each entry of one affinity matrix, the matrix included."""
+
+    def solve(self, affinities: NDArray[np.float32]) -> Solution:
+        """The permutations that maximise the sum of matched affinities.
 
         Parameters
         ----------
-        affinity
-            ``(S, S)``, finite.
+        affinities
+            ``(k, S, S)``, finite, C-contiguous.
 
         Returns
         -------
-        ndarray
-            ``(S,)``: position ``s`` of the row sample is matched to position ``permutation[s]`` of the column sample.
+        Solution
+            One matching for each of the ``k``, with its certified gap.
         """
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Matched inner products of all pairs of two blocks."""
+
+    inner_products: NDArray[np.float64]
+    """``(n, m)``."""
+    upper_bounds: NDArray[np.float64] | None
+    """``(n, m)``: ``m ≤ optimum ≤ bound``, the optimum being that of the method (of the windows, if there are windows). None
+    where the method certifies nothing (greedy)."""
+
+    def relative_gaps(self) -> NDArray[np.float64] | None:
+        """``(bound − m) / |m|``, ``(n, m)``; 0 where both are equal, None without bounds."""
+        if self.upper_bounds is None:
+            return None
+        gaps = self.upper_bounds - self.inner_products
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(gaps == 0.0, 0.0, gaps / np.abs(self.inner_products))
 
 
 class Alignment(Protocol):
@@ -47,8 +81,8 @@ class Alignment(Protocol):
     def norms(self, block: NDArray[np.float32]) -> NDArray[np.float64]:
         """Norms ``(n,)`` of the samples, such that ``m_ij ≤ n_i n_j``."""
 
-    def inner_products(self, rows: Any, columns: Any, *, same: bool) -> NDArray[np.float64]:
-        """Matched inner products ``(n, m)`` of every pair.
+    def inner_products(self, rows: Any, columns: Any, *, same: bool) -> Matched:
+        """Matched inner products ``(n, m)`` of every pair, with their upper bounds.
 
         Parameters
         ----------
@@ -60,14 +94,3 @@ class Alignment(Protocol):
 
     def working_bytes(self, n_samples: int, n_positions: int, n_channels: int) -> int:
         """Bytes that :meth:`inner_products` allocates beside the two blocks of ``n_samples``, for the plan."""
-
-
-def frobenius_norms(block: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Frobenius norms of ``(n, S, C)`` samples, summed in float64."""
-    squares = [matched_value(sample, sample) for sample in block]
-    return np.sqrt(np.array(squares, dtype=np.float64))
-
-
-def matched_value(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
-    """Inner product of two ``(S, C)`` samples position by position, products and sum in float64."""
-    return float(np.einsum("sc,sc->", first, second, dtype=np.float64, casting="same_kind"))

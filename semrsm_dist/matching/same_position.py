@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from semrsm_dist.matching.protocol import frobenius_norms
+from semrsm_dist.matching.protocol import Matched
+from semrsm_dist.matching.values import frobenius_norms
 
 _VALUES_AT_A_TIME = 2**13  # features of a sample that are widened to float64 together
 
@@ -24,13 +25,14 @@ class SamePosition:
         """Frobenius norms, ``(n,)``."""
         return frobenius_norms(block)
 
-    def inner_products(self, rows: NDArray[np.float32], columns: NDArray[np.float32], *, same: bool) -> NDArray[np.float64]:
+    def inner_products(self, rows: NDArray[np.float32], columns: NDArray[np.float32], *, same: bool) -> Matched:
         """Inner products ``(n, m)``, in float64, summed over slices of the features in a fixed order."""
         values = np.zeros((len(rows), len(columns)))
         for start in range(0, rows.shape[1], _VALUES_AT_A_TIME):
             part = slice(start, start + _VALUES_AT_A_TIME)
             values += rows[:, part].astype(np.float64) @ columns[:, part].astype(np.float64).T
-        return (values + values.T) / 2 if same else values
+        values = (values + values.T) / 2 if same else values
+        return Matched(values, values)
 
     def working_bytes(self, n_samples: int, n_positions: int, n_channels: int) -> int:
         """Two widened slices of ``n_samples``."""

@@ -11,7 +11,8 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
-from semrsm_dist.matching.protocol import frobenius_norms
+from semrsm_dist.matching.protocol import Matched
+from semrsm_dist.matching.values import frobenius_norms
 from storage_schemas.errors import InvalidInputError
 
 
@@ -54,9 +55,7 @@ class Translation:
         """Frobenius norms, ``(n,)``."""
         return frobenius_norms(block)
 
-    def inner_products(
-        self, rows: NDArray[np.complex128], columns: NDArray[np.complex128], *, same: bool
-    ) -> NDArray[np.float64]:
+    def inner_products(self, rows: NDArray[np.complex128], columns: NDArray[np.complex128], *, same: bool) -> Matched:
         """The best shift's inner product ``(n, m)`` of every pair."""
         height, width = self._height_width()
         values = np.empty((rows.shape[1], columns.shape[1]))
@@ -64,7 +63,8 @@ class Translation:
             cross = np.matmul(rows[:, i : i + 1, :].conj(), columns.transpose(0, 2, 1))[:, 0, :]
             shifts = scipy.fft.irfft2(cross.reshape(height, width // 2 + 1, -1), s=(height, width), axes=(0, 1))
             values[i] = shifts.max(axis=(0, 1))
-        return np.maximum(values, values.T) if same else values
+        values = np.maximum(values, values.T) if same else values
+        return Matched(values, values)
 
     def working_bytes(self, n_samples: int, n_positions: int, n_channels: int) -> int:
         """Spectra of two blocks, with the transform's own copies, and the shifts of one sample with all others."""

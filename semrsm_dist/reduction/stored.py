@@ -119,6 +119,10 @@ def load_rsm(url: str, invariance: Invariance = "permutation") -> RSM:
     """
     stored = StoredRsm(RsmStore.open(url), invariance)
     values = np.empty(stored.grid.shape)
+    bounds = np.empty(stored.grid.shape) if stored.store.has_upper_bounds(invariance) else None
     for key in stored.all_keys():
-        values[stored.grid.slices(key)] = stored.tile(key, "linear")
-    return RSM(values, stored.row_norms, stored.column_norms, symmetric=stored.grid.symmetric)
+        part = stored.grid.slices(key)
+        values[part] = stored.tile(key, "linear")
+        if bounds is not None:
+            bounds[part] = stored.store.read_upper_bounds(invariance, key.row, key.column)
+    return RSM(values, stored.row_norms, stored.column_norms, stored.grid.symmetric, bounds)

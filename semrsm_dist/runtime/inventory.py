@@ -42,10 +42,13 @@ def damaged_units(store: RsmStore, invariances: Sequence[Invariance], report: Re
     """Read every unit of the store; returns those that are missing, damaged or not finite, each with the reason."""
     units = list(units_of(store, invariances))
     found = {}
+    bounded = {name for name in invariances if store.has_upper_bounds(name)}
     for number, unit in enumerate(units, start=1):
         try:
             if unit.part == "tile":
                 store.read_tile(unit.invariance, unit.key.row, unit.key.column)
+                if unit.invariance in bounded:
+                    store.read_upper_bounds(unit.invariance, unit.key.row, unit.key.column)
             else:
                 store.read_norm_block(unit.invariance, "row" if unit.part == "row_norms" else "column", unit.key.row)
         except (DamagedChunkError, IncompleteStoreError) as error:

@@ -34,7 +34,7 @@ from storage_schemas.location import Location
 from storage_schemas.rsm import events_url
 from storage_schemas.tables import SAMPLES, read_table
 
-NUMERICS = 1
+NUMERICS = 2
 """Version of how numbers are computed; part of every fingerprint, raised when a change alters a bit of a result."""
 
 
@@ -53,6 +53,15 @@ class RsmSettings:
     tile_size: int = DEFAULT_TILE_SIZE
     batch_size: int | None = None
     """Compute pairs within batches of this size only (for minibatch CKA); needs rows and columns to be the same."""
+    store_upper_bound: bool = False
+    """Store what no matching of a pair exceeds beside its inner product, under the permutation invariance."""
+
+    def __post_init__(self) -> None:
+        if self.store_upper_bound and not self.matching.certifies:
+            raise InvalidInputError(
+                f"There is no upper bound to store under {self.matching.method}; "
+                "use optimal or batch_optimal, or leave store_upper_bound out."
+            )
 
 
 @dataclass(frozen=True)
@@ -116,6 +125,7 @@ def create_rsm(
     _check_alike(rows, columns)
     for invariance in settings.invariances:
         alignment(invariance, settings.matching, rows.spatial_shape)
+    settings.matching.check_positions(rows.n_positions)
     grid = _grid(rows, columns, settings, symmetric=columns_url is None)
     for store in {rows.location: rows, columns.location: columns}.values():
         store.require_complete()
@@ -132,7 +142,7 @@ def create_rsm(
             "centring": settings.centring,
             "matching": settings.matching.describe(),
             "numerics": NUMERICS,
-            "packages": {name: version(name) for name in ("numpy", settings.matching.solver)},
+            "packages": {name: version(name) for name in settings.matching.packages()},
         },
         provenance={
             "rows": relative(rows.location, location),
@@ -142,7 +152,7 @@ def create_rsm(
         },
     )
     for invariance in settings.invariances:
-        rsm.add_invariance(invariance)
+        rsm.add_invariance(invariance, upper_bounds=settings.store_upper_bound and invariance == "permutation")
     if settings.centring != "none" and not _has_whole_centre(rsm):
         accumulator = CentreAccumulator(settings.centring)
         for samples, block in columns.blocks():

@@ -47,6 +47,9 @@ class Receipt:
     """Largest resident memory of the worker process so far."""
     node: str
     pid: int
+    largest_gap: float | None = None
+    """Largest certified gap of the tile's pairs, relative to their matched inner products; None where nothing certifies one."""
+    mean_gap: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

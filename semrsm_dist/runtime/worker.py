@@ -62,6 +62,7 @@ class TileWorker:
         self._store = RsmStore.open(job.out, writable=True)
         self._grid: Grid = grid_from(self._store.grid, self._store.shape, self._store.tile_size)
         self._centre = self._store.read_centre()
+        self._bounded = {name for name in self._store.invariances() if self._store.has_upper_bounds(name)}
         self._alignments: dict[Invariance, Alignment] = {}
         self._blocks: OrderedDict[tuple[Side, int], NDArray[np.float32]] = OrderedDict()
 
@@ -73,9 +74,9 @@ class TileWorker:
     def _attempt(self, unit: Unit) -> Receipt:
         """One unit, timed."""
         started, clock = datetime.now(UTC), _Stopwatch()
-        checksum, error = None, None
+        checksum, gaps, error = None, None, None
         try:
-            checksum = self._do(unit, clock)
+            checksum, gaps = self._do(unit, clock)
         except Exception as caught:
             error = caught
         return Receipt(
@@ -91,10 +92,12 @@ class TileWorker:
             peak_memory_bytes=peak_memory_bytes(),
             node=socket.gethostname(),
             pid=os.getpid(),
+            largest_gap=None if gaps is None else float(gaps.max()),
+            mean_gap=None if gaps is None else float(gaps.mean()),
         )
 
-    def _do(self, unit: Unit, clock: _Stopwatch) -> str:
-        """Compute and write the chunk of a unit; returns its checksum."""
+    def _do(self, unit: Unit, clock: _Stopwatch) -> tuple[str, NDArray[np.float64] | None]:
+        """Compute and write the chunk of a unit; returns its checksum and, of a tile, the relative gaps of its pairs."""
         if unit.part != "tile":
             side: Side = "row" if unit.part == "row_norms" else "column"
             block = self._block(side, unit.key.row)
@@ -103,16 +106,17 @@ class TileWorker:
             clock.lap("solve")
             checksum = self._store.write_norms(unit.invariance, side, unit.key.row, norms)
             clock.lap("write")
-            return checksum
+            return checksum, None
         same = self._grid.symmetric and unit.key.on_diagonal
         rows = self._block("row", unit.key.row)
         columns = rows if same else self._block("column", unit.key.column)
         clock.lap("read")
-        values = compute_tile(rows, columns, self._alignment(unit.invariance), same=same)
+        matched = compute_tile(rows, columns, self._alignment(unit.invariance), same=same)
         clock.lap("solve")
-        checksum = self._store.write_tile(unit.invariance, unit.key.row, unit.key.column, values)
+        bounds = matched.upper_bounds if unit.invariance in self._bounded else None
+        checksum = self._store.write_tile(unit.invariance, unit.key.row, unit.key.column, matched.inner_products, bounds)
         clock.lap("write")
-        return checksum
+        return checksum, matched.relative_gaps()
 
     def _alignment(self, invariance: Invariance) -> Alignment:
         if invariance not in self._alignments:

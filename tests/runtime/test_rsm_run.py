@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,54 @@ def test_only_what_is_missing_is_computed_and_the_bytes_are_the_same(
     assert sum(tries.values()) == planned + len(gone)
     assert sum(count == 2 for count in tries.values()) == len(gone)
     assert all(event["checksum"] and event["status"] == "done" for event in events)
+
+
+def test_upper_bounds_are_stored_resumed_and_verified_with_their_tiles(
+    make_activations: Make, tmp_path: Path, tree: Tree
+) -> None:
+    rows, columns = make_activations("q", n_samples=7), make_activations("d", n_samples=13)
+    settings = replace(SETTINGS, store_upper_bound=True)
+    planned = compute(tmp_path / "r.zarr", rows, columns, settings)
+    whole = tree(tmp_path / "r.zarr")
+    rsm = load_rsm(str(tmp_path / "r.zarr"))
+    assert rsm.upper_bound is not None
+    assert (rsm.inner_product <= rsm.upper_bound).all()
+    np.testing.assert_allclose(rsm.upper_bound, rsm.inner_product, rtol=1e-6)
+    assert [path.name for path in (tmp_path / "r.zarr/upper_bound").iterdir() if path.is_dir()] == ["permutation"]
+    (tmp_path / "r.zarr/upper_bound/permutation/c/1/2").unlink()
+    flipped = tmp_path / "r.zarr/upper_bound/permutation/c/0/1"
+    data = bytearray(flipped.read_bytes())
+    data[9] ^= 1
+    flipped.write_bytes(data)
+    assert compute(tmp_path / "r.zarr", rows, columns, settings) == 2
+    assert tree(tmp_path / "r.zarr") == whole
+    assert compute(tmp_path / "without.zarr", rows, columns) == planned
+    assert compute(tmp_path / "without.zarr", rows, columns, settings) == 6  # wanted later: the tiles of one invariance
+    assert tree(tmp_path / "without.zarr") == whole
+
+
+def test_events_tell_the_certified_gaps(make_activations: Make, tmp_path: Path) -> None:
+    store = make_activations(n_samples=13)
+    compute(tmp_path / "r.zarr", store, None, replace(SETTINGS, store_upper_bound=True))
+    rsm = load_rsm(str(tmp_path / "r.zarr"))
+    gaps = rsm.upper_bound / rsm.inner_product - 1
+    events = read_folder(events_url(Location.of(tmp_path / "r.zarr")), EVENTS).to_pylist()
+    tiles = [event for event in events if event["part"] == "tile" and event["invariance"] == "permutation"]
+    for event in tiles:
+        part = gaps[5 * event["row"] :, 5 * event["column"] :][:5, :5]
+        assert event["largest_gap"] == pytest.approx(np.abs(part).max(), abs=1e-12)
+        assert 0 <= event["mean_gap"] <= event["largest_gap"] <= 1e-6
+    assert max(event["largest_gap"] for event in tiles) > 0
+    assert all(event["largest_gap"] is None for event in events if event["part"] != "tile")
+
+
+def test_a_greedy_matching_has_no_upper_bound_to_store(make_activations: Make, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="no upper bound to store under greedy; use optimal or batch_optimal"):
+        replace(SETTINGS, matching=MatchingSettings("greedy"), store_upper_bound=True)
+    store = make_activations(n_samples=7)
+    compute(tmp_path / "r.zarr", store, None, replace(SETTINGS, matching=MatchingSettings("greedy")))
+    events = read_folder(events_url(Location.of(tmp_path / "r.zarr")), EVENTS).to_pylist()
+    assert all(event["largest_gap"] is None for event in events if event["invariance"] == "permutation")
 
 
 def test_damaged_tiles_and_half_written_files_are_mended(make_activations: Make, tmp_path: Path, tree: Tree) -> None:
@@ -303,5 +352,5 @@ def test_numbers_of_another_solver_release_are_not_mixed_in(
     store = make_activations(n_samples=7)
     compute(tmp_path / "r.zarr", store, None)
     monkeypatch.setattr(rsm_run, "version", lambda name: "0.1")
-    with pytest.raises(FingerprintMismatchError, match=r'packages\.scipy is ".*" in the store and "0\.1" now'):
+    with pytest.raises(FingerprintMismatchError, match=r'packages\.numba is ".*" in the store and "0\.1" now'):
         create_rsm(str(store.location), None, str(tmp_path / "r.zarr"), SETTINGS)

@@ -103,6 +103,25 @@ def test_tiles_of_zeros_are_written(tmp_path: Path) -> None:
     assert store.present_tiles("none") == {(0, 0), (0, 1)}
 
 
+def test_a_tile_with_upper_bounds_is_there_when_both_are(tmp_path: Path) -> None:
+    store = make(tmp_path)
+    store.add_invariance("permutation", upper_bounds=True)
+    tile = VALUES[:4, :4]
+    store.write_tile("permutation", 0, 0, tile, tile + 1)
+    assert store.present_tiles("permutation") == {(0, 0)}
+    np.testing.assert_array_equal(store.read_upper_bounds("permutation", 0, 0), tile + 1)
+    (tmp_path / "r.zarr/upper_bound/permutation/c/0/0").unlink()
+    assert store.present_tiles("permutation") == set()
+    with pytest.raises(IncompleteStoreError, match="has not been computed"):
+        store.read_upper_bounds("permutation", 0, 0)
+    with pytest.raises(InvalidInputError, match="keeps 2 arrays under permutation, and a tile came with 1"):
+        store.write_tile("permutation", 0, 0, tile)
+    with pytest.raises(InvalidInputError, match="keeps 1 arrays under none, and a tile came with 2"):
+        store.write_tile("none", 0, 0, tile, tile)
+    with pytest.raises(NonFiniteError, match="NaN or infinity"):
+        store.write_tile("permutation", 0, 0, tile, tile + np.inf)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_non_finite_tiles_are_refused(tmp_path: Path, bad: float) -> None:
     with pytest.raises(NonFiniteError, match="NaN or infinity"):
