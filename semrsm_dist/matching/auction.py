@@ -105,7 +105,8 @@ class AuctionSolver:
         n_problems, size, _ = affinities.shape
         permutations = np.empty((n_problems, size), dtype=np.int64)
         gaps = np.empty(n_problems)
-        _solve_all(affinities, self.tolerance, BIDS_PER_POSITION, permutations, gaps)
+        scaled = np.empty((size, -(-size // LANES) * LANES), dtype=np.int32)  # by NumPy, which asks for huge pages
+        _solve_all(affinities, scaled, self.tolerance, BIDS_PER_POSITION, permutations, gaps)
         for problem in np.flatnonzero(np.isnan(gaps)):  # the budget or the resolution did not suffice
             permutations[problem] = linear_sum_assignment(affinities[problem], maximize=True)[1]
             gaps[problem] = 0.0
@@ -113,11 +114,9 @@ class AuctionSolver:
 
 
 @compiled
-def _solve_all(affinities: Any, tolerance: float, bids_per_position: int, permutations: Any, gaps: Any) -> None:
+def _solve_all(affinities: Any, scaled: Any, tolerance: float, bids_per_position: int, permutations: Any, gaps: Any) -> None:
     """Solve each ``(S, S)`` of ``affinities``; a gap of NaN says that it was given up."""
-    size = affinities.shape[1]
-    width = -(-size // LANES) * LANES
-    scaled = np.empty((size, width), dtype=np.int32)
+    size, width = scaled.shape
     prices = np.empty(width, dtype=np.int32)
     owners = np.empty(width, dtype=np.int64)
     waiting = np.empty(size + 4, dtype=np.int64)

@@ -19,7 +19,7 @@ from semrsm_dist.matching.scipy_solver import ScipySolver
 from semrsm_dist.matching.values import frobenius_norms, matched_values, mirror, position_norms_squared
 from storage_schemas.errors import InvalidInputError
 
-AFFINITY_BYTES = 8 * 2**20
+AFFINITY_BYTES = 4 * 2**20
 """One product computes the affinities of as many pairs as fit into this, at least one: few calls, and still in cache when
 they are matched."""
 
