@@ -2,12 +2,16 @@
 
 Several units travel in one task, so that a task takes about :attr:`Policy.task_seconds`. The number of tasks in flight is
 bounded by the executor's slots. A unit that fails is tried again alone; a task that is lost or overdue is submitted again;
-a unit that keeps failing is set aside with its reason while the rest goes on. Writing a unit twice writes the same bytes, so
-a task that was given up and still ends does no harm.
+a unit that keeps failing is set aside with its reason while the rest goes on. A straggler gets a backup: the same units as a
+second task, of which the first to end counts. Writing a unit twice writes the same bytes, so a task that was given up and
+still ends does no harm.
+
+What the loop keeps grows with what is still to do and with what went wrong, not with what is done.
 """
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -58,6 +62,14 @@ class Policy:
     """No task is overdue before this."""
     deadline_factor: float = 20.0
     """A task is overdue after this many times its expected duration."""
+    memory_kills: int = 3
+    """How often a unit's worker may be killed for memory before the unit is set aside."""
+    least_straggling: float = 30.0
+    """No task is a straggler before this."""
+    straggler_factor: float = 2.5
+    """A task is a straggler after this many times what it and its wait should take."""
+    backup_share: float = 0.05
+    """Share of the slots that backups may take while other work waits; at the end they may take all that idle."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +91,8 @@ class Attempt:
 class DispatchResult:
     """What a run of the loop came to."""
 
-    done: dict[Unit, Receipt] = field(default_factory=dict)
+    done: int = 0
+    """How many units were done."""
     set_aside: dict[Unit, str] = field(default_factory=dict)
     """Units that were given up, each with its last error."""
 
@@ -90,7 +103,9 @@ class _InFlight:
 
     task: Task
     queued: datetime
-    deadline: float
+    submitted: float
+    twin: int | None = None
+    """Number of the task with the same units that is its backup, or that it is the backup of."""
 
 
 class _Dispatch:
@@ -115,17 +130,19 @@ class _Dispatch:
         self._submitted = 0
         self._unit_seconds = dict(expected_seconds)
         self._overdue: dict[Unit, int] = {}
+        self._memory_kills: dict[Unit, int] = {}
+        self._deadlines: list[tuple[float, int]] = []
+        self._next_look = 0.0
 
     def fill(self) -> None:
         """Submit until enough is in flight."""
         slots = max(self._executor.slots(), 1)
         limit = max(int(slots * self._policy.queue_factor), 1)
         while len(self.in_flight) < limit and (self.pending or self.retries):
-            units = (self.retries.popleft(),) if self.retries else self._next_units(slots)
-            self._submitted += 1
-            task = Task(self._submitted, units)
-            self.in_flight[task.number] = _InFlight(task, datetime.now(UTC), self._clock() + self._patience(units))
-            self._executor.submit(task)
+            self._submit((self.retries.popleft(),) if self.retries else self._next_units(slots))
+        if self._clock() >= self._next_look:
+            self._next_look = self._clock() + self._policy.least_straggling / 10
+            self._back_up_stragglers(slots)
 
     def collect(self, timeout: float) -> None:
         """Take in what has ended, and give up what is overdue."""
@@ -134,14 +151,52 @@ class _Dispatch:
             if flight is None:
                 continue  # given up before; if it wrote tiles, their bytes are the same
             if outcome.lost is not None:
-                self._lose(flight, outcome.lost, "lost")
+                self._lose(flight, outcome.lost, "lost", out_of_memory=outcome.out_of_memory)
+                continue
+            self._give_up(flight.twin)
             for receipt in outcome.receipts:
                 self._receive(flight, receipt)
         now = self._clock()
-        for flight in [flight for flight in self.in_flight.values() if flight.deadline < now]:
-            del self.in_flight[flight.task.number]
+        while self._deadlines and self._deadlines[0][0] < now:
+            flight = self._give_up(heapq.heappop(self._deadlines)[1])
+            if flight is not None:
+                self._lose(flight, "the task did not end before its deadline", "overdue")
+
+    def _submit(self, units: tuple[Unit, ...], twin: _InFlight | None = None) -> None:
+        """Send a task off."""
+        self._submitted += 1
+        task, now = Task(self._submitted, units), self._clock()
+        flight = _InFlight(task, datetime.now(UTC), now)
+        if twin is not None:
+            flight.twin, twin.twin = twin.task.number, task.number
+        self.in_flight[task.number] = flight
+        heapq.heappush(self._deadlines, (now + self._patience(units), task.number))
+        self._executor.submit(task)
+
+    def _give_up(self, number: int | None) -> _InFlight | None:
+        """Stop caring for a task that is in flight, if it still is."""
+        flight = None if number is None else self.in_flight.pop(number, None)
+        if flight is not None:
             self._executor.abandon(flight.task)
-            self._lose(flight, "the task did not end before its deadline", "overdue")
+        return flight
+
+    def _back_up_stragglers(self, slots: int) -> None:
+        """Send the units of tasks that take far too long off a second time, the oldest first."""
+        policy = self._policy
+        backups = sum(flight.twin is not None for flight in self.in_flight.values()) // 2
+        busy = bool(self.pending or self.retries)
+        room = int(slots * policy.backup_share) - backups if busy else slots - len(self.in_flight)
+        if room <= 0:
+            return
+        now = self._clock()
+        late: list[_InFlight] = []
+        for flight in self.in_flight.values():  # in the order of submission
+            expected = sum(self._expected(unit) for unit in flight.task.units) * policy.queue_factor
+            patience = max(policy.least_straggling, policy.straggler_factor * expected)
+            if flight.twin is None and expected and now - flight.submitted > patience and len(late) < room:
+                late.append(flight)
+        for flight in late:
+            self._submit(flight.task.units, twin=flight)
 
     def _next_units(self, slots: int) -> tuple[Unit, ...]:
         """As many pending units as make a task of the wanted length, leaving work for every slot."""
@@ -167,7 +222,7 @@ class _Dispatch:
         """One receipt of a task that came back."""
         unit = receipt.unit
         if receipt.error is None:
-            self.result.done[unit] = receipt
+            self.result.done += 1
             seconds = (receipt.ended - receipt.started).total_seconds()
             kind = (unit.part, unit.invariance)
             self._unit_seconds[kind] = 0.8 * self._unit_seconds.get(kind, seconds) + 0.2 * seconds
@@ -179,13 +234,23 @@ class _Dispatch:
         self._failures[unit] = self._failures.get(unit, 0) + 1
         self._again(unit, self._failures[unit] >= self._policy.attempts, receipt.error)
 
-    def _lose(self, flight: _InFlight, reason: str, status: str) -> None:
-        """Every unit of a task that came to nothing."""
+    def _lose(self, flight: _InFlight, reason: str, status: str, *, out_of_memory: bool = False) -> None:
+        """Every unit of a task that came to nothing, unless its twin still works on them."""
+        twin = None if flight.twin is None else self.in_flight.get(flight.twin)
+        if twin is not None:
+            twin.twin = None
         for unit in flight.task.units:
             self._tell(flight, unit, status, reason, None)
             self._overdue[unit] = self._overdue.get(unit, 0) + (status == "overdue")
             self._losses[unit] = self._losses.get(unit, 0) + 1
-            self._again(unit, self._losses[unit] >= self._policy.losses, reason)
+            self._memory_kills[unit] = self._memory_kills.get(unit, 0) + out_of_memory
+            if twin is not None:
+                continue
+            if self._memory_kills[unit] >= self._policy.memory_kills:
+                kills = self._memory_kills[unit]
+                self._again(unit, True, f"its worker was killed for memory {kills} times; use fewer workers or more memory")
+            else:
+                self._again(unit, self._losses[unit] >= self._policy.losses, reason)
 
     def _again(self, unit: Unit, enough: bool, reason: str) -> None:
         """Try a unit once more, alone, or set it aside."""

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError, TaskCancelledError
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError, TaskCancelledError
 
 from semrsm_dist.runtime.plan import machine_cpus
 from semrsm_dist.runtime.units import Outcome, Receipt, Task, Unit
@@ -112,7 +112,8 @@ class RayExecutor:
             return Outcome(task, tuple(ray.get(reference, timeout=60)))
         except (RayError, GetTimeoutError, TaskCancelledError) as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            return Outcome(task, lost=f"{type(error).__name__}: {lines[0] if lines else 'no further word'}")
+            reason = f"{type(error).__name__}: {lines[0] if lines else 'no further word'}"
+            return Outcome(task, lost=reason, out_of_memory=isinstance(error, OutOfMemoryError))
 
 
 def cluster_slots(address: str | None) -> int:

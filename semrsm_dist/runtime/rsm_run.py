@@ -253,7 +253,7 @@ def run_rsm(
                     on_idle=recorder.flush_if_due,
                     expected_seconds=plan.tile_seconds if plan else {},
                 )
-                computed += len(result.done)
+                computed += result.done
                 set_aside = result.set_aside
             damaged = {} if set_aside else damaged_units(store, invariances, report_verify)
             if not damaged:

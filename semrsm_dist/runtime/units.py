@@ -70,3 +70,5 @@ class Outcome:
     """One receipt a unit, unless the task was lost."""
     lost: str | None = None
     """Why the whole task came to nothing (its worker died, say), or None."""
+    out_of_memory: bool = False
+    """Whether it was lost because its worker was killed for memory."""

@@ -74,7 +74,7 @@ class ScriptedExecutor:
 def test_every_unit_is_done_once_when_nothing_fails() -> None:
     executor = ScriptedExecutor(lambda unit, tries: receipt(unit))
     result = dispatch(UNITS, executor, clock=executor.clock)
-    assert set(result.done) == set(UNITS)
+    assert result.done == len(UNITS)
     assert not result.set_aside
     assert set(executor.tries.values()) == {1}
 
@@ -83,7 +83,7 @@ def test_a_unit_that_fails_twice_then_succeeds_is_tried_three_times_and_its_mate
     executor = ScriptedExecutor(lambda unit, tries: receipt(unit, "bad luck" if unit == UNITS[7] and tries < 3 else None))
     attempts: list[Attempt] = []
     result = dispatch(UNITS, executor, clock=executor.clock, on_attempt=attempts.append)
-    assert set(result.done) == set(UNITS)
+    assert result.done == len(UNITS)
     assert executor.tries[UNITS[7]] == 3
     assert {executor.tries[unit] for unit in UNITS if unit != UNITS[7]} == {1}
     assert [(a.attempt, a.status) for a in attempts if a.unit == UNITS[7]] == [(1, "failed"), (2, "failed"), (3, "done")]
@@ -94,13 +94,13 @@ def test_a_unit_that_fails_for_ever_is_set_aside_with_its_reason_and_the_rest_go
     result = dispatch(UNITS, executor, clock=executor.clock, policy=Policy(attempts=4))
     assert result.set_aside == {UNITS[3]: "no way"}
     assert executor.tries[UNITS[3]] == 4
-    assert len(result.done) == len(UNITS) - 1
+    assert result.done == len(UNITS) - 1
 
 
 def test_a_lost_task_is_submitted_again_unit_by_unit() -> None:
     executor = ScriptedExecutor(lambda unit, tries: "lost" if unit == UNITS[20] and tries == 1 else receipt(unit))
     result = dispatch(UNITS, executor, clock=executor.clock)
-    assert set(result.done) == set(UNITS)
+    assert result.done == len(UNITS)
     lost = next(task for task in executor.tasks if UNITS[20] in task.units)
     assert {executor.tries[unit] for unit in lost.units} == {2}
     assert all(len(task.units) == 1 for task in executor.tasks if task.number > lost.number and set(task.units) & {*lost.units})
@@ -116,11 +116,60 @@ def test_a_unit_that_always_kills_its_worker_is_set_aside_in_the_end() -> None:
 def test_a_hanging_task_is_given_up_at_its_deadline_and_done_elsewhere() -> None:
     executor = ScriptedExecutor(lambda unit, tries: "hang" if unit == UNITS[0] and tries == 1 else receipt(unit))
     attempts: list[Attempt] = []
-    result = dispatch(UNITS, executor, clock=executor.clock, policy=Policy(least_deadline=100), on_attempt=attempts.append)
-    assert set(result.done) == set(UNITS)
+    policy = Policy(least_deadline=100, least_straggling=1e9)
+    result = dispatch(UNITS, executor, clock=executor.clock, policy=policy, on_attempt=attempts.append)
+    assert result.done == len(UNITS)
     assert len(executor.abandoned) == 1
     assert 100 < executor.now < 200
     assert [a.status for a in attempts if a.unit == UNITS[0]] == ["overdue", "done"]
+
+
+def test_a_straggler_gets_one_backup_and_the_first_to_end_counts() -> None:
+    executor = ScriptedExecutor(lambda unit, tries: "hang" if unit == UNITS[0] and tries == 1 else receipt(unit))
+    attempts: list[Attempt] = []
+    result = dispatch(UNITS, executor, clock=executor.clock, on_attempt=attempts.append)
+    assert result.done == len(UNITS)
+    assert 30 < executor.now < 60
+    slow = next(task for task in executor.tasks if UNITS[0] in task.units)
+    assert executor.abandoned == [slow]
+    assert [task.units for task in executor.tasks].count(slow.units) == 2
+    assert [(a.attempt, a.status) for a in attempts if a.unit == UNITS[0]] == [(1, "done")]
+
+
+def test_a_lost_straggler_is_left_to_its_backup() -> None:
+    polls = Counter[str]()
+
+    class Dying(ScriptedExecutor):
+        """The first unit's task hangs, and is lost once its backup is there."""
+
+        def poll(self, timeout: float) -> list[Outcome]:
+            if self._hanging and self._waiting and not polls["lost"]:
+                polls["lost"] += 1
+                return [Outcome(self._hanging.pop(), lost="its node went")]
+            return super().poll(timeout)
+
+    executor = Dying(lambda unit, tries: "hang" if unit == UNITS[0] and tries == 1 else receipt(unit), slots=2)
+    attempts: list[Attempt] = []
+    result = dispatch(
+        UNITS[:1], executor, clock=executor.clock, expected_seconds={("tile", "none"): 1.0}, on_attempt=attempts.append
+    )
+    assert (result.done, polls["lost"], len(executor.tasks)) == (1, 1, 2)
+    assert [a.status for a in attempts] == ["lost", "done"]
+
+
+def test_a_unit_whose_worker_is_killed_for_memory_again_and_again_is_set_aside_and_says_so() -> None:
+    class Killing(ScriptedExecutor):
+        def poll(self, timeout: float) -> list[Outcome]:
+            return [
+                Outcome(outcome.task, lost="OutOfMemoryError: killed", out_of_memory=True) if outcome.lost else outcome
+                for outcome in super().poll(timeout)
+            ]
+
+    executor = Killing(lambda unit, tries: "lost" if unit == UNITS[5] else receipt(unit))
+    result = dispatch(UNITS, executor, clock=executor.clock)
+    assert result.set_aside == {UNITS[5]: "its worker was killed for memory 3 times; use fewer workers or more memory"}
+    assert executor.tries[UNITS[5]] == 3
+    assert result.done == len(UNITS) - 1
 
 
 def test_in_flight_work_is_bounded() -> None:
@@ -148,7 +197,7 @@ def test_a_full_disk_stops_the_run_at_once() -> None:
 
 def test_the_serial_executor_runs_tasks_when_polled() -> None:
     executor = SerialExecutor(lambda units: [receipt(unit) for unit in units])
-    assert set(dispatch(UNITS, executor).done) == set(UNITS)
+    assert dispatch(UNITS, executor).done == len(UNITS)
     assert executor.poll(0) == []
 
 
@@ -179,12 +228,12 @@ def finishing_after(seconds: float) -> type[ScriptedExecutor]:
 def test_tiles_longer_than_the_least_deadline_are_left_to_finish_when_the_plan_knows_it() -> None:
     executor = finishing_after(1200.0)(lambda unit, tries: receipt(unit), slots=4)
     result = dispatch(UNITS[:16], executor, clock=executor.clock, expected_seconds={("tile", "none"): 1000.0})
-    assert set(result.done) == set(UNITS[:16])
+    assert result.done == 16
     assert not executor.abandoned
 
 
 def test_tiles_of_unknown_length_are_given_twice_the_time_after_each_deadline() -> None:
     executor = finishing_after(1200.0)(lambda unit, tries: receipt(unit), slots=4)
     result = dispatch(UNITS[:16], executor, clock=executor.clock)
-    assert set(result.done) == set(UNITS[:16])
+    assert result.done == 16
     assert not result.set_aside
