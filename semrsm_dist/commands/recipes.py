@@ -1,8 +1,9 @@
-"""Verbs that work on a recipe: demo, run, plan, status, verify, report, schema."""
+"""Verbs that work on a recipe: demo, run, plan, verify, report, schema."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import click
 
 from semrsm_dist.commands.output import json_option, print_json, print_retrieval, print_table
 from semrsm_dist.progress import progress
-from storage_schemas.errors import InvalidInputError, StoreNotFoundError
+from storage_schemas.errors import InvalidInputError
 from storage_schemas.location import storage_errors
 
 recipe_argument = click.argument("recipe", type=click.Path(path_type=Path))
@@ -42,72 +43,57 @@ def run(recipe: Path, as_json: bool, **overrides: Any) -> int:
     \b
     Example:   semrsm run recipes/playing_cards.yaml --workers 8
     """
-    return _run(_pipeline(recipe, as_json, overrides), as_json)
+    return _run(pipeline_of(recipe, as_json, overrides), as_json)
 
 
 @click.command()
 @recipe_argument
 @run_options
+@click.option(
+    "--simulate",
+    metavar="NAME=VALUE,…",
+    help="Run the dispatch loop on a cluster on paper: workers, workers_per_node, failures (nodes lost a minute), stragglers "
+    "(share of tasks), slowdown, notice, replacement (seconds), spread, seed.",
+)
 @json_option
-def plan(recipe: Path, as_json: bool, **overrides: Any) -> None:
+def plan(recipe: Path, simulate: str | None, as_json: bool, **overrides: Any) -> None:
     """Print what RECIPE will cost: tiles, disk, memory per worker, and time from timing real pairs.
 
-    Activations that are missing are extracted first, since the time is measured on them.
+    Activations that are missing are extracted first, since the time is measured on them. With --simulate, what is missing is
+    also run through the dispatch loop on a cluster that exists on paper only.
 
     \b
     Example:   semrsm plan recipes/playing_cards.yaml
+               semrsm plan recipes/playing_cards.yaml --simulate workers=1000,failures=1,stragglers=0.01
     """
-    pipeline = _pipeline(recipe, as_json, overrides)
+    from semrsm_dist.runtime.simulation import Cluster
+    from semrsm_dist.runtime.simulation import simulate as run_on_paper
+
+    cluster = None if simulate is None else Cluster.parse(simulate)  # a mistake in it is told before the long part
+    pipeline = pipeline_of(recipe, as_json, overrides)
     pipeline.extract()
     plans = pipeline.plan()
+    simulations = {}
+    if cluster is not None:
+        simulations = {
+            name: run_on_paper(each.n_missing, each.cpu_seconds / each.n_missing, cluster)
+            for name, each in plans.items()
+            if each.n_missing
+        }
     if as_json:
-        print_json({name: each.to_json() for name, each in plans.items()})
-    else:
-        for name, each in plans.items():
-            click.echo(f"Plan of {name}:\n{each}")
-
-
-@click.command()
-@recipe_argument
-@click.option("--workdir", help="Directory or object-store URL to look at, instead of the recipe's.")
-@json_option
-def status(recipe: Path, workdir: str | None, as_json: bool) -> None:
-    """Show how far RECIPE is, from any machine that sees its stores.
-
-    \b
-    Example:   semrsm status recipes/playing_cards.yaml
-    """
-    from semrsm_dist.runtime.inventory import missing_units, units_of
-    from storage_schemas import ActivationStore, RsmStore
-
-    pipeline = _pipeline(recipe, as_json, {"workdir": workdir})
-    rows: list[dict[str, Any]] = []
-    invariances = pipeline.recipe.rsm_settings().invariances
-    sides = ("database",) if pipeline.recipe.queries is None else ("queries", "database")
-    for model in pipeline.recipe.models:
-        for side in sides:
-            try:
-                store = ActivationStore.open(pipeline.activations(side, model))
-                done, planned = store.n_chunks - len(store.missing_chunks()), store.n_chunks
-            except StoreNotFoundError:
-                done, planned = 0, 0
-            rows.append({"what": f"{model.name}: activations of {side}", "done": done, "planned": planned, "unit": "chunks"})
-        try:
-            rsm = RsmStore.open(pipeline.rsm(model))
-            present = [each for each in invariances if each in rsm.invariances()]
-            planned = sum(1 for _ in units_of(rsm, invariances))
-            unknown = sum(1 for _ in units_of(rsm, [each for each in invariances if each not in present]))
-            done = planned - unknown - len(missing_units(rsm, present))
-        except StoreNotFoundError:
-            done, planned = 0, 0
-        rows.append({"what": f"{model.name}: RSM", "done": done, "planned": planned, "unit": "tiles and norms"})
-    if as_json:
-        print_json(rows)
+        print_json(
+            {
+                name: {**each.to_json(), **({"simulation": asdict(simulations[name])} if name in simulations else {})}
+                for name, each in plans.items()
+            }
+        )
         return
-    cells = [
-        [row["what"], str(row["done"]), str(row["planned"]) if row["planned"] else "not started", row["unit"]] for row in rows
-    ]
-    print_table(f"{pipeline.recipe.name} in {pipeline.workdir}", ("stage", "done", "of", ""), cells)
+    for name, each in plans.items():
+        click.echo(f"Plan of {name}:\n{each}")
+        if name in simulations:
+            click.echo(f"On paper, with {cluster}:\n{simulations[name]}")
+        elif cluster is not None:
+            click.echo("On paper: nothing is missing.")
 
 
 @click.command()
@@ -125,7 +111,7 @@ def verify(recipe: Path, workdir: str | None, as_json: bool) -> int:
     from semrsm_dist.runtime.inventory import damaged_units
     from storage_schemas import RsmStore
 
-    pipeline = _pipeline(recipe, as_json, {"workdir": workdir})
+    pipeline = pipeline_of(recipe, as_json, {"workdir": workdir})
     invariances = pipeline.recipe.rsm_settings().invariances
     bad: dict[str, dict[str, str]] = {}
     for model in pipeline.recipe.models:
@@ -156,7 +142,7 @@ def report(recipe: Path, workdir: str | None, as_json: bool) -> None:
     \b
     Example:   semrsm report recipes/playing_cards.yaml
     """
-    pipeline = _pipeline(recipe, as_json, {"workdir": workdir})
+    pipeline = pipeline_of(recipe, as_json, {"workdir": workdir})
     summary = pipeline.reduce()
     location = pipeline.report()
     if as_json:
@@ -230,7 +216,7 @@ def _say(as_json: bool) -> Any:
     return (lambda line: None) if as_json else lambda line: click.echo(line, err=True)
 
 
-def _pipeline(path: Path, as_json: bool, overrides: dict[str, Any]) -> Any:
+def pipeline_of(path: Path, as_json: bool, overrides: dict[str, Any]) -> Any:
     """The pipeline of a recipe file with the command line's overrides."""
     from semrsm_dist.pipeline import Pipeline
     from semrsm_dist.recipe import load_recipe

@@ -68,6 +68,8 @@ class Policy:
     """No task is a straggler before this."""
     straggler_factor: float = 2.5
     """A task is a straggler after this many times what it and its wait should take."""
+    backups: int = 3
+    """The most backups of a task: a backup may straggle too."""
     backup_share: float = 0.05
     """Share of the slots that backups may take while other work waits; at the end they may take all that idle."""
 
@@ -104,8 +106,8 @@ class _InFlight:
     task: Task
     queued: datetime
     submitted: float
-    twin: int | None = None
-    """Number of the task with the same units that is its backup, or that it is the backup of."""
+    copies: list[int]
+    """Numbers of the tasks with the same units, itself among them, oldest first: one list, which they share."""
 
 
 class _Dispatch:
@@ -153,7 +155,8 @@ class _Dispatch:
             if outcome.lost is not None:
                 self._lose(flight, outcome.lost, "lost", out_of_memory=outcome.out_of_memory)
                 continue
-            self._give_up(flight.twin)
+            for copy in flight.copies:
+                self._give_up(copy)
             for receipt in outcome.receipts:
                 self._receive(flight, receipt)
         now = self._clock()
@@ -162,20 +165,19 @@ class _Dispatch:
             if flight is not None:
                 self._lose(flight, "the task did not end before its deadline", "overdue")
 
-    def _submit(self, units: tuple[Unit, ...], twin: _InFlight | None = None) -> None:
-        """Send a task off."""
+    def _submit(self, units: tuple[Unit, ...], copies: list[int] | None = None) -> None:
+        """Send a task off, as one more copy of others or by itself."""
         self._submitted += 1
         task, now = Task(self._submitted, units), self._clock()
-        flight = _InFlight(task, datetime.now(UTC), now)
-        if twin is not None:
-            flight.twin, twin.twin = twin.task.number, task.number
-        self.in_flight[task.number] = flight
+        copies = [] if copies is None else copies
+        copies.append(task.number)
+        self.in_flight[task.number] = _InFlight(task, datetime.now(UTC), now, copies)
         heapq.heappush(self._deadlines, (now + self._patience(units), task.number))
         self._executor.submit(task)
 
-    def _give_up(self, number: int | None) -> _InFlight | None:
+    def _give_up(self, number: int) -> _InFlight | None:
         """Stop caring for a task that is in flight, if it still is."""
-        flight = None if number is None else self.in_flight.pop(number, None)
+        flight = self.in_flight.pop(number, None)
         if flight is not None:
             self._executor.abandon(flight.task)
         return flight
@@ -183,7 +185,7 @@ class _Dispatch:
     def _back_up_stragglers(self, slots: int) -> None:
         """Send the units of tasks that take far too long off a second time, the oldest first."""
         policy = self._policy
-        backups = sum(flight.twin is not None for flight in self.in_flight.values()) // 2
+        backups = sum(flight.copies[0] != flight.task.number for flight in self.in_flight.values())
         busy = bool(self.pending or self.retries)
         room = int(slots * policy.backup_share) - backups if busy else slots - len(self.in_flight)
         if room <= 0:
@@ -191,12 +193,14 @@ class _Dispatch:
         now = self._clock()
         late: list[_InFlight] = []
         for flight in self.in_flight.values():  # in the order of submission
+            if flight.copies[-1] != flight.task.number or len(flight.copies) > policy.backups:
+                continue
             expected = sum(self._expected(unit) for unit in flight.task.units) * policy.queue_factor
             patience = max(policy.least_straggling, policy.straggler_factor * expected)
-            if flight.twin is None and expected and now - flight.submitted > patience and len(late) < room:
+            if expected and now - flight.submitted > patience and len(late) < room:
                 late.append(flight)
         for flight in late:
-            self._submit(flight.task.units, twin=flight)
+            self._submit(flight.task.units, flight.copies)
 
     def _next_units(self, slots: int) -> tuple[Unit, ...]:
         """As many pending units as make a task of the wanted length, leaving work for every slot."""
@@ -225,7 +229,8 @@ class _Dispatch:
             self.result.done += 1
             seconds = (receipt.ended - receipt.started).total_seconds()
             kind = (unit.part, unit.invariance)
-            self._unit_seconds[kind] = 0.8 * self._unit_seconds.get(kind, seconds) + 0.2 * seconds
+            before = self._unit_seconds.get(kind, seconds)
+            self._unit_seconds[kind] = 0.8 * before + 0.2 * min(seconds, 2 * before)  # a straggler must not stretch it
             self._tell(flight, unit, "done", None, receipt)
             return
         self._tell(flight, unit, "failed", receipt.error, receipt)
@@ -235,16 +240,14 @@ class _Dispatch:
         self._again(unit, self._failures[unit] >= self._policy.attempts, receipt.error)
 
     def _lose(self, flight: _InFlight, reason: str, status: str, *, out_of_memory: bool = False) -> None:
-        """Every unit of a task that came to nothing, unless its twin still works on them."""
-        twin = None if flight.twin is None else self.in_flight.get(flight.twin)
-        if twin is not None:
-            twin.twin = None
+        """Every unit of a task that came to nothing, unless a copy still works on them."""
+        copied = any(copy in self.in_flight for copy in flight.copies)
         for unit in flight.task.units:
             self._tell(flight, unit, status, reason, None)
             self._overdue[unit] = self._overdue.get(unit, 0) + (status == "overdue")
             self._losses[unit] = self._losses.get(unit, 0) + 1
             self._memory_kills[unit] = self._memory_kills.get(unit, 0) + out_of_memory
-            if twin is not None:
+            if copied:
                 continue
             if self._memory_kills[unit] >= self._policy.memory_kills:
                 kills = self._memory_kills[unit]

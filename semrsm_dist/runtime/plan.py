@@ -9,10 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from semrsm_dist.grid import Grid
-from semrsm_dist.matching import MatchingSettings, alignment
+from semrsm_dist.matching import Alignment, MatchingSettings, alignment
 from semrsm_dist.names import Invariance
 from semrsm_dist.progress import binary_size, duration
 from semrsm_dist.tile import centred, compute_tile
@@ -22,7 +24,9 @@ PROCESS_BYTES = 400 * 2**20
 """Resident memory of a worker process before it reads anything: Python, NumPy, SciPy, Zarr and Ray."""
 CACHE_BYTES = 2**30
 """The most that a worker's cache of blocks is given."""
-_SAMPLES_TO_TIME = 4
+_SAMPLES_TO_TIME = (4, 32)
+"""Rows and columns of the pairs that are timed: at least, and when those take no time, at most."""
+_SECONDS_TO_TIME = 0.2
 
 
 @dataclass(frozen=True)
@@ -115,17 +119,26 @@ def time_pairs(
 ) -> dict[str, float]:
     """Seconds of one pair under each invariance, from a few real pairs on one core."""
     centre = store.read_centre()
-    first = centred(rows.read(0, min(_SAMPLES_TO_TIME, rows.n_samples)), centre)
-    second = centred(columns.read(0, min(_SAMPLES_TO_TIME, columns.n_samples)), centre)
+    least, most = _SAMPLES_TO_TIME
     found: dict[str, float] = {}
+    first, second = (centred(side.read(0, min(least, side.n_samples)), centre) for side in (rows, columns))
     with threadpool_limits(limits=1):
         for invariance in invariances:
             aligned = alignment(invariance, matching, rows.spatial_shape)
-            compute_tile(first[:1], second[:1], aligned)  # the first call loads libraries
-            begin = time.perf_counter()
-            compute_tile(first, second, aligned)
-            found[invariance] = (time.perf_counter() - begin) / (len(first) * len(second))
+            compute_tile(first[:1], second[:1], aligned)  # the first call loads libraries and compiles
+            seconds, n_pairs = _timed(first, second, aligned)
+            if seconds < _SECONDS_TO_TIME and least < min(rows.n_samples, columns.n_samples):
+                more = [centred(side.read(0, min(most, side.n_samples)), centre) for side in (rows, columns)]
+                seconds, n_pairs = _timed(more[0], more[1], aligned)
+            found[invariance] = seconds / n_pairs
     return found
+
+
+def _timed(first: NDArray[np.float32], second: NDArray[np.float32], aligned: Alignment) -> tuple[float, int]:
+    """Seconds that a tile takes, and its number of pairs."""
+    begin = time.perf_counter()
+    compute_tile(first, second, aligned)
+    return time.perf_counter() - begin, len(first) * len(second)
 
 
 def make_plan(

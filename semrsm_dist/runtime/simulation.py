@@ -62,6 +62,12 @@ class Cluster:
         if self.stragglers > 1:
             raise InvalidInputError(f"A cluster to simulate has stragglers={self.stragglers:g}; it is a share, at most 1.")
 
+    def __str__(self) -> str:
+        return (
+            f"{self.workers:,} workers, {self.workers_per_node} to a node, {self.failures:g} nodes lost a minute, "
+            f"{self.stragglers:.1%} of tasks {self.slowdown:g} × slower"
+        )
+
     @classmethod
     def parse(cls, text: str) -> Self:
         """A cluster from ``workers=1000,failures=1,stragglers=0.01``.
@@ -95,7 +101,7 @@ class Simulation:
     nodes_lost: int
     tasks_lost: int
     abandoned: int
-    """Tasks given up for their twin, or at their deadline."""
+    """Tasks given up because a copy ended first, or at their deadline."""
     driver_seconds_per_unit: float
     """CPU time of the loop itself, measured."""
     driver_bytes_per_unit: float
@@ -108,7 +114,7 @@ class Simulation:
                 f"  makespan     {duration(self.makespan)}",
                 f"  efficiency   {self.efficiency:.1%} of the workers' time",
                 f"  lost         {self.nodes_lost:,} nodes, {self.tasks_lost:,} tasks; {self.abandoned:,} given up",
-                f"  driver       {self.driver_seconds_per_unit * 1e3:.3f} ms and {self.driver_bytes_per_unit:,.0f} bytes per unit",
+                f"  driver       {self.driver_seconds_per_unit * 1e3:.3f} ms, {self.driver_bytes_per_unit:,.0f} bytes a unit",
             )
         )
 

@@ -1,0 +1,120 @@
+"""What the events of a run tell: how fast each node is, how long what is missing will take, what failed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from storage_schemas.errors import SemrsmError
+from storage_schemas.location import Location
+from storage_schemas.tables import EVENTS, read_table
+
+RECENT = timedelta(minutes=10)
+"""Speed is measured over the last this long before the newest event."""
+
+
+@dataclass(frozen=True)
+class NodeSpeed:
+    """What one node did recently."""
+
+    node: str
+    workers: int
+    """Worker processes that returned something."""
+    units: int
+    units_per_minute: float
+    busy: float
+    """Share of its workers' time that went into reading, solving and writing."""
+    peak_memory_bytes: int
+    """Of its largest worker."""
+
+
+@dataclass(frozen=True)
+class History:
+    """What the events of one RSM store tell."""
+
+    attempts: int
+    not_done: dict[str, int]
+    """Attempts that came to nothing, by status: failed, lost, overdue."""
+    newest: datetime | None
+    """When the driver last heard of a unit."""
+    units_per_minute: float
+    """Over all nodes, recently."""
+    nodes: tuple[NodeSpeed, ...]
+    largest_gap: float | None
+    """Largest certified gap of a tile, relative to the inner product."""
+    last_errors: tuple[str, ...]
+    """The latest different errors, newest first."""
+
+    def seconds_left(self, missing: int) -> float | None:
+        """Time until ``missing`` units are done at the recent speed; None when nothing was done recently."""
+        return 60 * missing / self.units_per_minute if self.units_per_minute else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def read_events(folder: Location) -> pa.Table:
+    """All events of a store, oldest first; those of files that another release wrote are left out."""
+    tables = []
+    for name in sorted(name for name in folder.sizes() if name.endswith(".parquet")):
+        with suppress(SemrsmError):  # a record, not the state of the run: what cannot be read is not shown
+            tables.append(read_table(folder / name, EVENTS))
+    return (pa.concat_tables(tables) if tables else EVENTS.empty_table()).sort_by("received")
+
+
+def history(events: pa.Table) -> History:
+    """Summarise the events of a store.
+
+    Parameters
+    ----------
+    events
+        From :func:`read_events`.
+    """
+    if not len(events):
+        return History(0, {}, None, 0.0, (), None, ())
+    newest = events["received"][-1].as_py()
+    counts = {row["values"]: row["counts"] for row in pc.value_counts(events["status"]).to_pylist()}
+    done = events.filter(pc.equal(events["status"], "done"))
+    begin = max(newest - RECENT, events["received"][0].as_py())
+    recent = done.filter(pc.greater_equal(done["received"], pa.scalar(begin, type=events["received"].type)))
+    minutes = max((newest - begin).total_seconds(), 1.0) / 60
+    errors = pc.drop_null(events["error"]).to_pylist()
+    return History(
+        attempts=len(events),
+        not_done={status: count for status, count in sorted(counts.items()) if status != "done"},
+        newest=newest,
+        units_per_minute=len(recent) / minutes,
+        nodes=tuple(_speeds(recent, minutes)),
+        largest_gap=pc.max(events["largest_gap"]).as_py(),
+        last_errors=tuple(dict.fromkeys(reversed(errors)))[:5],
+    )
+
+
+def _speeds(recent: pa.Table, minutes: float) -> Iterable[NodeSpeed]:
+    """One line for each node, the fastest first."""
+    busy = np.add.reduce([recent[name].to_numpy() for name in ("read_seconds", "solve_seconds", "write_seconds")])
+    columns = {"node": recent["node"], "pid": recent["pid"], "busy": busy, "memory": recent["peak_memory_bytes"]}
+    grouped = pa.table(columns).group_by("node")
+    table = grouped.aggregate([("pid", "count_distinct"), ("pid", "count"), ("busy", "sum"), ("memory", "max")])
+    for row in table.sort_by([("pid_count", "descending"), ("node", "ascending")]).to_pylist():
+        yield NodeSpeed(
+            node=row["node"],
+            workers=row["pid_count_distinct"],
+            units=row["pid_count"],
+            units_per_minute=row["pid_count"] / minutes,
+            busy=min(row["busy_sum"] / (60 * minutes * row["pid_count_distinct"]), 1.0),
+            peak_memory_bytes=row["memory_max"],
+        )
+
+
+def seconds_ago(moment: datetime) -> float:
+    """Seconds since a moment."""
+    return max((datetime.now(UTC) - moment).total_seconds(), 0.0)
