@@ -58,6 +58,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from threading import local
 from typing import Any
 
 import numpy as np
@@ -105,12 +106,23 @@ class AuctionSolver:
         n_problems, size, _ = affinities.shape
         permutations = np.empty((n_problems, size), dtype=np.int64)
         gaps = np.empty(n_problems)
-        scaled = np.empty((size, -(-size // LANES) * LANES), dtype=np.int32)  # by NumPy, which asks for huge pages
-        _solve_all(affinities, scaled, self.tolerance, BIDS_PER_POSITION, permutations, gaps)
+        _solve_all(affinities, _workspace(size), self.tolerance, BIDS_PER_POSITION, permutations, gaps)
         for problem in np.flatnonzero(np.isnan(gaps)):  # the budget or the resolution did not suffice
             permutations[problem] = linear_sum_assignment(affinities[problem], maximize=True)[1]
             gaps[problem] = 0.0
         return Solution(permutations, gaps)
+
+
+_kept = local()
+
+
+def _workspace(size: int) -> NDArray[np.int32]:
+    """Room for a scaled affinity with padded rows; kept by each thread, since new memory costs a tenth of a matching."""
+    workspace: NDArray[np.int32] | None = getattr(_kept, "workspace", None)
+    if workspace is None or len(workspace) != size:
+        _kept.workspace = None  # before the next is there
+        workspace = _kept.workspace = np.empty((size, -(-size // LANES) * LANES), dtype=np.int32)
+    return workspace
 
 
 @compiled
