@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -32,7 +32,7 @@ from storage_schemas.tables import ANNOTATIONS, CKA, NEIGHBOURS, RETRIEVAL, SAMP
 if TYPE_CHECKING:  # importing PyTorch takes seconds
     from semrsm_dist.extraction.model import VisionModel
 
-REDUCTIONS = 1
+REDUCTIONS = 2
 """Version of how tables are computed from RSMs; raised when a change alters one, so that old tables are not kept."""
 SIDES = ("queries", "database")
 _IDENTITY = ["sample_id", "group_id", "video_id", "sha256"]  # of a sample; where its image lies does not matter
@@ -111,8 +111,8 @@ class Pipeline:
             plans[model.name] = plan_rsm(job, self._invariances, self._run_settings())
         return plans
 
-    def compute(self, model: ModelSource) -> RsmRun:
-        """One model's RSM: plan, run what is missing, verify."""
+    def compute(self, model: ModelSource, discard: Collection[Unit] = ()) -> RsmRun:
+        """One model's RSM: plan, run what is missing and what is to be discarded, verify."""
         settings = self._run_settings()
         job = self._create(model)
         store = RsmStore.open(job.out)
@@ -124,7 +124,9 @@ class Pipeline:
             progress(f"Tiles of {model.name}", "units", quiet=self.quiet) as report,
             progress(f"Verifying {model.name}", "units", quiet=self.quiet) as report_verify,
         ):
-            run = run_rsm(job, self._invariances, settings, plan=plan, report=report, report_verify=report_verify)
+            run = run_rsm(
+                job, self._invariances, settings, plan=plan, discard=discard, report=report, report_verify=report_verify
+            )
         verdict = f"{len(run.set_aside)} could not be computed" if run.set_aside else "all verified"
         self.say(f"RSM of {model.name}: {run.computed} of {run.planned} tiles and norms computed now, {verdict}.")
         return run
@@ -143,7 +145,7 @@ class Pipeline:
         neighbours = {model.name: NEIGHBOURS.empty_table() for model in self.recipe.models}
         if sides is not None:
             for model in self.recipe.models:
-                with progress(f"Retrieval with {model.name}", "rankings", quiet=self.quiet) as report:
+                with progress(f"Retrieval with {model.name}", "tiles", quiet=self.quiet) as report:
                     found = retrieve(
                         self._open_rsm(model),
                         *sides,

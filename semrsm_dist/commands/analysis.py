@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,12 +14,18 @@ from semrsm_dist.names import Estimator, Invariance, KernelName
 from semrsm_dist.progress import progress
 from storage_schemas import RsmStore
 from storage_schemas.errors import InvalidInputError
-from storage_schemas.location import Location
+from storage_schemas.location import Location, resolve
 from storage_schemas.tables import NEIGHBOURS, RETRIEVAL, SAMPLES, read_table, write_table
 
 sigma_option = click.option(
     "--sigma", default="median_sq", show_default=True, help="σ of the RBF kernel: median_sq, median, tile, or a number."
 )
+workers_option = click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Processes that read tiles; the result does not depend on it.  [default: this one, or all of the cluster]",
+)
+address_option = click.option("--address", help="Address of an existing Ray cluster.")
 
 
 @click.command()
@@ -36,6 +44,8 @@ sigma_option = click.option(
 )
 @click.option("--out", help="Folder to write retrieval.parquet and neighbours.parquet to.")
 @sigma_option
+@workers_option
+@address_option
 @json_option
 def retrieve(
     rsm: str,
@@ -45,6 +55,8 @@ def retrieve(
     top_k: tuple[int, ...],
     out: str | None,
     sigma: str,
+    workers: int | None,
+    address: str | None,
     as_json: bool,
 ) -> None:
     """Print how much the most similar database samples share with each query of the RSM store RSM.
@@ -55,7 +67,6 @@ def retrieve(
     from semrsm_dist.datasets.annotations import read_annotations
     from semrsm_dist.reduction.samples import describe_samples
     from semrsm_dist.reduction.stored_retrieval import retrieve as retrieve_stored
-    from semrsm_dist.runtime.rsm_run import resolve
     from storage_schemas.activations import samples_url
 
     rule = parse_sigma(sigma)
@@ -64,7 +75,7 @@ def retrieve(
     samples = [read_table(samples_url(side), SAMPLES) for side in sides]
     tables = [read_annotations(annotations, table.column("sample_id").to_pylist()) for table in samples]
     wanted: Any = invariances or _by_baseline(store.invariances())
-    with progress("Retrieval", "rankings", quiet=as_json) as report:
+    with _map_strips(address, workers) as map_strips, progress("Retrieval", "tiles", quiet=as_json) as report:
         found = retrieve_stored(
             store,
             *describe_samples(samples, tables),
@@ -74,6 +85,7 @@ def retrieve(
             top_k=top_k,
             sigma=rule,
             report=report,
+            map_strips=map_strips,
         )
     if out is not None:
         write_table(Location.of(out) / "retrieval.parquet", found.summary, RETRIEVAL)
@@ -97,6 +109,8 @@ def retrieve(
     "--estimator", default="unbiased", show_default=True, type=click.Choice(get_args(Estimator)), help="Estimator of HSIC."
 )
 @sigma_option
+@workers_option
+@address_option
 @json_option
 def cka(
     rsm1: str,
@@ -106,6 +120,8 @@ def cka(
     kernel: KernelName,
     estimator: Estimator,
     sigma: str,
+    workers: int | None,
+    address: str | None,
     as_json: bool,
 ) -> None:
     """Print the centred kernel alignment of the RSM stores RSM1 and RSM2, which are over the same samples.
@@ -117,9 +133,9 @@ def cka(
     from semrsm_dist.reduction.stored_cka import stored_cka
 
     rule = parse_sigma(sigma)
-    first = StoredRsm(RsmStore.open(rsm1), invariance, rule)
-    second = StoredRsm(RsmStore.open(rsm2), invariance2 or invariance, rule)
-    with progress("CKA", "tiles", quiet=as_json) as report:
+    with _map_strips(address, workers) as map_strips, progress("CKA", "tiles", quiet=as_json) as report:
+        first = StoredRsm(RsmStore.open(rsm1), invariance, rule, map_strips)
+        second = StoredRsm(RsmStore.open(rsm2), invariance2 or invariance, rule, map_strips)
         value = stored_cka(first, second, kernel, estimator, report)
     if as_json:
         print_json({"cka": value, "kernel": kernel, "estimator": estimator, "n_samples": first.grid.shape[0]})
@@ -135,6 +151,18 @@ def parse_sigma(text: str) -> Any:
         return float(text)
     except ValueError:
         raise InvalidInputError(f"--sigma is {text!r}; it takes median_sq, median, tile, or a positive number.") from None
+
+
+@contextmanager
+def _map_strips(address: str | None, workers: int | None) -> Iterator[Any]:
+    """How reducers go through an RSM: in this process, or on Ray when there is a cluster or more than one worker."""
+    if address is None and workers in (None, 1):
+        yield map
+        return
+    from semrsm_dist.runtime.ray_executor import ray_map
+
+    with ray_map(address, workers) as map_strips:
+        yield map_strips
 
 
 def _by_baseline(invariances: list[str]) -> list[str]:

@@ -4,22 +4,27 @@
 NeurIPS 2024). ``biased`` is ``tr(KHLH)``; ``unbiased`` is the estimator of Song et al. (JMLR 2012), with which a minibatch
 estimate averages the HSIC terms over batches before the ratio (Nguyen et al., ICLR 2021).
 
-Both need only ``Σ K∘L`` and the row sums, so that kernels are read tile by tile.
+Both need only ``Σ K∘L`` and the row sums, so that kernels are read tile by tile: a strip of tiles becomes a :class:`StripSums`,
+and strips are added up in their order. Sums are NumPy's within a tile and compensated beyond it; no BLAS is used, whose order
+depends on the processor and on the number of threads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.names import Estimator
+from semrsm_dist.reduction.sums import CompensatedSum
 from storage_schemas.errors import InvalidInputError
 
 LEAST_SAMPLES = 4
 """The unbiased estimator divides by ``n (n − 3)``."""
+Kernel = NDArray[np.float64]
+_BLOCK_ROWS = 128  # of a kernel in memory whose products are summed at once
 _CONSTANT = 1e-12  # a self-HSIC below this share of the kernel's energy is rounding
 
 
@@ -39,8 +44,57 @@ class Hsic:
         return self.kl / float(np.sqrt(self.kk) * np.sqrt(self.ll))
 
 
+@dataclass(frozen=True)
+class StripSums:
+    """What a strip of tiles on and above the diagonal adds to the sums over both kernels."""
+
+    rows: slice
+    """Samples of its rows."""
+    columns: slice
+    """Samples of its columns."""
+    products: NDArray[np.float64]
+    """``Σ K∘L``, ``Σ K∘K``, ``Σ L∘L``; a tile above the diagonal counts for its mirror image too."""
+    row_sums: NDArray[np.float64]
+    """Of ``K`` and of ``L``, ``(2, rows)``."""
+    column_sums: NDArray[np.float64]
+    """Of ``K`` and of ``L``, ``(2, columns)``, which are row sums of the mirror image; 0 for a tile on the diagonal."""
+
+    def moved(self, by: int) -> StripSums:
+        """The same sums for samples that are counted from elsewhere."""
+        rows, columns = (slice(part.start + by, part.stop + by) for part in (self.rows, self.columns))
+        return replace(self, rows=rows, columns=columns)
+
+
+def sum_strip(rows: slice, tiles: Iterable[tuple[slice, Kernel, Kernel]], estimator: Estimator) -> StripSums:
+    """Sums over the tiles of one strip, reading one at a time.
+
+    Parameters
+    ----------
+    rows
+        Samples of the rows of every tile.
+    tiles
+        From left to right, the samples of the columns (equal to the rows for a tile on the diagonal) and the tile of either
+        kernel; at least one.
+    estimator
+        ``biased`` or ``unbiased``, which leaves the diagonal out.
+    """
+    products, row_sums = CompensatedSum(3), CompensatedSum((2, rows.stop - rows.start))
+    spans, column_sums = [], []
+    for columns, k, l in tiles:
+        on_diagonal = columns == rows
+        if on_diagonal and estimator == "unbiased":
+            k, l = _without_diagonal(k), _without_diagonal(l)
+        weight = 1.0 if on_diagonal else 2.0
+        products.add(weight * np.array([_sum_of_products(k, l), _sum_of_products(k, k), _sum_of_products(l, l)]))
+        row_sums.add([k.sum(axis=1), l.sum(axis=1)])
+        column_sums.append(np.zeros((2, k.shape[1])) if on_diagonal else np.stack([k.sum(axis=0), l.sum(axis=0)]))
+        spans.append(columns)
+    together = slice(spans[0].start, spans[-1].stop)
+    return StripSums(rows, together, products.value(), row_sums.value(), np.concatenate(column_sums, axis=1))
+
+
 class HsicAccumulator:
-    """HSIC terms of two symmetric kernels, added tile by tile.
+    """HSIC terms of two symmetric kernels, added tile by tile or strip by strip.
 
     Parameters
     ----------
@@ -56,10 +110,10 @@ class HsicAccumulator:
         if estimator not in ("biased", "unbiased"):
             raise InvalidInputError(f"There is no CKA estimator called {estimator!r}; known are biased, unbiased.")
         self._n, self._estimator = n_samples, estimator
-        self._k_rows, self._l_rows = np.zeros(n_samples), np.zeros(n_samples)
-        self._products = np.zeros(3)
+        self._row_sums = [CompensatedSum(n_samples), CompensatedSum(n_samples)]
+        self._products = CompensatedSum(3)
 
-    def add(self, rows: slice, columns: slice, k: NDArray[np.float64], l: NDArray[np.float64]) -> None:
+    def add(self, rows: slice, columns: slice, k: Kernel, l: Kernel) -> None:
         """Add a tile on or above the diagonal; one above it counts for its mirror image too.
 
         Parameters
@@ -69,21 +123,22 @@ class HsicAccumulator:
         k, l
             The tile of either kernel.
         """
-        on_diagonal = rows == columns
-        if on_diagonal and self._estimator == "unbiased":
-            k, l = _without_diagonal(k), _without_diagonal(l)
-        weight = 1.0 if on_diagonal else 2.0
-        self._products += weight * np.array([np.vdot(k, l), np.vdot(k, k), np.vdot(l, l)])
-        for sums, kernel in ((self._k_rows, k), (self._l_rows, l)):
-            sums[rows] += kernel.sum(axis=1)
-            if not on_diagonal:
-                sums[columns] += kernel.sum(axis=0)
+        self.add_strip(sum_strip(rows, [(columns, k, l)], self._estimator))
+
+    def add_strip(self, strip: StripSums) -> None:
+        """Add a strip; the order of strips is that of the sums."""
+        self._products.add(strip.products)
+        for sums, of_rows, of_columns in zip(self._row_sums, strip.row_sums, strip.column_sums, strict=True):
+            sums.add(of_rows, strip.rows)
+            sums.add(of_columns, strip.columns)
 
     def result(self) -> Hsic:
         """The terms; raises `InvalidInputError` when a kernel is constant."""
-        pairs = ((self._k_rows, self._l_rows), (self._k_rows, self._k_rows), (self._l_rows, self._l_rows))
-        terms = [self._term(float(product), a, b) for product, (a, b) in zip(self._products, pairs, strict=True)]
-        for term, energy in zip(terms[1:], self._products[1:], strict=True):
+        k_rows, l_rows = (sums.value() for sums in self._row_sums)
+        products = self._products.value()
+        pairs = ((k_rows, l_rows), (k_rows, k_rows), (l_rows, l_rows))
+        terms = [self._term(float(product), a, b) for product, (a, b) in zip(products, pairs, strict=True)]
+        for term, energy in zip(terms[1:], products[1:], strict=True):
             if not term > _CONSTANT * energy / self._scale():
                 raise InvalidInputError(
                     "A kernel is constant over all pairs, so its CKA is not defined; check that the samples differ."
@@ -98,7 +153,7 @@ class HsicAccumulator:
     def _term(self, product: float, a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
         """HSIC from ``Σ A∘B`` and the row sums of both."""
         n = self._n
-        cross, totals = float(a @ b), float(a.sum() * b.sum())
+        cross, totals = float((a * b).sum()), float(a.sum() * b.sum())
         if self._estimator == "biased":
             return (product - 2 * cross / n + totals / n**2) / self._scale()
         return (product + totals / ((n - 1) * (n - 2)) - 2 * cross / (n - 2)) / self._scale()
@@ -146,6 +201,12 @@ def minibatch_cka(
         accumulator.add(every, every, np.asarray(k, dtype=np.float64), np.asarray(l, dtype=np.float64))
         sums += accumulator.result()
     return sums.ratio()
+
+
+def _sum_of_products(a: Kernel, b: Kernel) -> float:
+    """``Σ a∘b`` in an order of its own, whatever the processor: that of NumPy's pairwise sums."""
+    starts = range(0, len(a), _BLOCK_ROWS)
+    return float(sum((a[start : start + _BLOCK_ROWS] * b[start : start + _BLOCK_ROWS]).sum() for start in starts))
 
 
 def _without_diagonal(kernel: NDArray[np.float64]) -> NDArray[np.float64]:

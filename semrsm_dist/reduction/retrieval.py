@@ -6,7 +6,7 @@ Wald et al. (NeurIPS 2024), section 4: for each query the most similar database 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from storage_schemas.errors import InvalidInputError
 
 BOOTSTRAP_SAMPLES = 10_000
 BOOTSTRAP_SEED = 0
+_COUNTS_AT_ONCE = 2**20  # class counts of neighbours in memory: 8 MiB, of which scores make a few copies
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Neighbours:
 
 
 class TopK:
-    """The ``k`` largest values of each row, added tile by tile; ties go to the smaller column.
+    """The ``k`` largest values of each row, added tile by tile in any order; ties go to the smaller column.
 
     Parameters
     ----------
@@ -48,12 +49,22 @@ class TopK:
     def add(self, rows: slice, columns: slice, values: NDArray[np.float64], allowed: NDArray[np.bool_]) -> None:
         """Add a tile; ``allowed`` is False for pairs that may not be retrieved."""
         candidates = np.where(allowed, values, -np.inf)
-        numbers = np.where(allowed, np.arange(columns.start, columns.stop), -1)
-        together = np.concatenate([self._values[rows], candidates], axis=1)
-        indices = np.concatenate([self._indices[rows], numbers], axis=1)
-        order = np.lexsort((indices, -together), axis=1)[:, : self._values.shape[1]]
+        # Most rows of most tiles hold nothing as good as what is kept: they need no sorting.
+        changed = np.flatnonzero((candidates >= self._values[rows, -1:]).any(axis=1))
+        numbers = np.where(allowed[changed], np.arange(columns.start, columns.stop), -1)
+        self._merge(changed + rows.start, candidates[changed], numbers)
+
+    def add_neighbours(self, rows: slice, found: Neighbours) -> None:
+        """Add what was found for some rows among other columns."""
+        self._merge(np.arange(rows.start, rows.stop), found.similarities, found.indices)
+
+    def _merge(self, rows: NDArray[np.intp], values: NDArray[np.float64], indices: NDArray[np.intp]) -> None:
+        """Keep the best of what is kept and of new candidates, whose index is −1 where there is none."""
+        together = np.concatenate([self._values[rows], values], axis=1)
+        numbers = np.concatenate([self._indices[rows], indices], axis=1)
+        order = np.lexsort((numbers, -together), axis=1)[:, : self._values.shape[1]]
         self._values[rows] = np.take_along_axis(together, order, axis=1)
-        self._indices[rows] = np.take_along_axis(indices, order, axis=1)
+        self._indices[rows] = np.take_along_axis(numbers, order, axis=1)
 
     def result(self) -> Neighbours:
         """What was found."""
@@ -87,6 +98,31 @@ def iou_scores(queries: NDArray[np.int64], retrieved: NDArray[np.int64]) -> NDAr
     either = ((queries > 0) | (retrieved > 0)).sum(axis=-1)
     scores = np.ones(either.shape)
     np.divide(both, either, out=scores, where=either > 0)
+    return scores
+
+
+def scores_of_neighbours(
+    score: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float64]],
+    queries: NDArray[np.int64],
+    database: NDArray[np.int64],
+    indices: NDArray[np.intp],
+) -> NDArray[np.float64]:
+    """Each query's score with each of its neighbours, ``(Q, k)``, some queries at a time.
+
+    Parameters
+    ----------
+    score
+        :func:`f1_scores` or :func:`iou_scores`.
+    queries, database
+        Instances of each class, ``(Q, classes)`` and ``(M, classes)``.
+    indices
+        Neighbours, ``(Q, k)``; the score of an index −1 means nothing.
+    """
+    scores = np.empty(indices.shape)
+    step = max(_COUNTS_AT_ONCE // max(indices.shape[1] * queries.shape[1], 1), 1)
+    for start in range(0, len(indices), step):
+        part = slice(start, start + step)
+        scores[part] = score(queries[part, None, :], database[indices[part]])
     return scores
 
 

@@ -2,11 +2,16 @@
 
 Wald et al. (NeurIPS 2024) set σ from the median distance. A σ of each tile would make values of different tiles
 incomparable, so the median is taken over the whole RSM here, by selection on the bits of the values.
+
+The selection asks a few questions about all values (how many begin with these bits? which are they?). A question is answered
+for each part of the values by itself, in any process, and the answers are joined here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +20,24 @@ from semrsm_dist.kernels import rbf
 from semrsm_dist.names import SigmaRule
 from storage_schemas.errors import InvalidInputError
 
-Blocks = Callable[[], Iterable[NDArray[np.float64]]]
+Values = Iterable[NDArray[np.float64]]
+"""Values, block by block."""
+Blocks = Callable[[], Values]
 """Gives the values anew, block by block, each time it is called."""
+Answer = TypeVar("Answer")
+Question = Callable[[Values], Answer]
+"""What is asked about the values of one part; can be pickled."""
 
 KEEP = 2**22
 """Values that may be held at once; a smaller range is gathered and sorted instead of counted again."""
 _BITS = 16
+
+
+class Parts(Protocol):
+    """Values in parts, each of which is asked by itself."""
+
+    def __call__(self, question: Question[Answer], /) -> Iterable[Answer]:
+        """The answer of each part; answers are small, but for those that gather values."""
 
 
 def sigma_squared(squared_distances: Blocks, rule: SigmaRule | float = "median_sq") -> float:
@@ -39,14 +56,19 @@ def sigma_squared(squared_distances: Blocks, rule: SigmaRule | float = "median_s
     InvalidInputError
         When all distances are zero, or the rule is not a global one.
     """
+    return sigma_squared_of_parts(_one_part(squared_distances), rule)
+
+
+def sigma_squared_of_parts(squared_distances: Parts, rule: SigmaRule | float) -> float:
+    """:func:`sigma_squared` of values in parts."""
     if not isinstance(rule, str):
         if not (rule > 0 and np.isfinite(rule)):
             raise InvalidInputError(f"σ is {rule}; a fixed σ must be a positive number.")
         return float(rule) ** 2
     if rule == "median_sq":
-        return exact_median(squared_distances)
+        return median_of_parts(squared_distances)
     if rule == "median":
-        return exact_median(lambda: (np.sqrt(block) for block in squared_distances()))
+        return median_of_parts(lambda question: squared_distances(partial(_ask_roots, question)))
     raise InvalidInputError(
         f"The σ rule {rule!r} does not give one σ for the RSM; use median_sq, median, or a number for a fixed σ."
     )
@@ -60,6 +82,11 @@ def rbf_of_tile(squared_distances: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def exact_median(blocks: Blocks, keep: int = KEEP) -> float:
+    """:func:`median_of_parts` of values in one part, which ``blocks`` gives anew at most six times."""
+    return median_of_parts(_one_part(blocks), keep)
+
+
+def median_of_parts(parts: Parts, keep: int = KEEP) -> float:
     """The median of the non-zero values, equal to :func:`numpy.median` to the bit.
 
     Non-negative float64 values are ordered as their bits are, read as unsigned integers. Each pass counts the next 16 bits
@@ -67,8 +94,8 @@ def exact_median(blocks: Blocks, keep: int = KEEP) -> float:
 
     Parameters
     ----------
-    blocks
-        Gives blocks of non-negative values; called at most six times.
+    parts
+        Non-negative values; asked at most five times.
     keep
         How many values may be held in memory.
 
@@ -82,9 +109,8 @@ def exact_median(blocks: Blocks, keep: int = KEEP) -> float:
     while True:
         shift -= _BITS
         counts = np.zeros(2**_BITS, dtype=np.int64)
-        for keys in _keys(blocks, prefix, shift + _BITS):
-            digits = (keys >> np.uint64(shift)) & np.uint64(2**_BITS - 1)
-            counts += np.bincount(digits.astype(np.int64), minlength=2**_BITS)
+        for part in parts(partial(_count_digits, prefix=prefix, shift=shift)):
+            counts += part
         if shift == 64 - _BITS:
             total = int(counts.sum())
             if total == 0:
@@ -96,21 +122,71 @@ def exact_median(blocks: Blocks, keep: int = KEEP) -> float:
         first, second = (int(np.searchsorted(reached, rank, side="right")) for rank in (lower, upper))
         if first != second:  # the middle falls between two ranges
             low, high = (prefix << _BITS) | first, (prefix << _BITS) | second
-            largest = max(int(keys.max()) for keys in _keys(blocks, low, shift) if keys.size)
-            smallest = min(int(keys.min()) for keys in _keys(blocks, high, shift) if keys.size)
+            largest, smallest = -1, 2**64
+            for end, start in parts(partial(_inner_ends, low=low, high=high, shift=shift)):
+                largest, smallest = max(largest, end), min(smallest, start)
             return float(np.mean(np.array([largest, smallest], dtype=np.uint64).view(np.float64)))
         below = int(reached[first] - counts[first])
         prefix = (prefix << _BITS) | first
         if shift == 0:
             return float(np.array([prefix], dtype=np.uint64).view(np.float64)[0])
         if counts[first] <= keep:
-            values = np.sort(np.concatenate(list(_keys(blocks, prefix, shift)))).view(np.float64)
-            return float(np.mean(values[[lower - below, upper - below]]))
+            keys, filled = np.empty(counts[first], dtype=np.uint64), 0
+            for found in parts(partial(_gather, prefix=prefix, shift=shift)):
+                keys[filled : filled + len(found)] = found
+                filled += len(found)
+            keys.sort()
+            return float(np.mean(keys.view(np.float64)[[lower - below, upper - below]]))
 
 
-def _keys(blocks: Blocks, prefix: int, shift: int) -> Iterator[NDArray[np.uint64]]:
+def _one_part(blocks: Blocks) -> Parts:
+    """Values that are asked in this process, all at once."""
+
+    def parts(question: Question[Answer], /) -> Iterable[Answer]:
+        return [question(blocks())]
+
+    return parts
+
+
+def _ask_roots(question: Question[Answer], values: Values) -> Answer:
+    """The answer to a question about the square roots of the values."""
+    return question(np.sqrt(block) for block in values)
+
+
+def _count_digits(values: Values, *, prefix: int, shift: int) -> NDArray[np.int64]:
+    """How often each 16 bits from ``shift`` upwards follow the leading bits ``prefix``."""
+    counts = np.zeros(2**_BITS, dtype=np.int64)
+    for keys in _keys(values, prefix, shift + _BITS):
+        if keys.size:
+            digits = ((keys >> np.uint64(shift)) & np.uint64(2**_BITS - 1)).astype(np.int64)
+            least = int(digits.min())  # leading digits lie close together, and so few counters are touched
+            found = np.bincount(digits - least)
+            counts[least : least + len(found)] += found
+    return counts
+
+
+def _inner_ends(values: Values, *, low: int, high: int, shift: int) -> tuple[int, int]:
+    """The largest key of one range and the smallest of a higher one; out of both where there is none."""
+    largest, smallest = -1, 2**64
+    for keys in _keys(values, 0, 64):
+        leading = keys >> np.uint64(shift)
+        lower, higher = keys[leading == low], keys[leading == high]
+        if lower.size:
+            largest = max(largest, int(lower.max()))
+        if higher.size:
+            smallest = min(smallest, int(higher.min()))
+    return largest, smallest
+
+
+def _gather(values: Values, *, prefix: int, shift: int) -> NDArray[np.uint64]:
+    """All keys with the leading bits ``prefix``."""
+    found = [keys for keys in _keys(values, prefix, shift) if keys.size]
+    return np.concatenate(found) if found else np.empty(0, dtype=np.uint64)
+
+
+def _keys(values: Values, prefix: int, shift: int) -> Iterator[NDArray[np.uint64]]:
     """Bits of the non-zero values whose leading bits, from ``shift`` upwards, are ``prefix``."""
-    for block in blocks():
-        values = np.ascontiguousarray(block, dtype=np.float64).ravel()
-        keys = values[values > 0].view(np.uint64)
+    for block in values:
+        flat = np.ascontiguousarray(block, dtype=np.float64).ravel()
+        keys = flat[flat > 0].view(np.uint64)
         yield keys if shift == 64 else keys[keys >> np.uint64(shift) == prefix]

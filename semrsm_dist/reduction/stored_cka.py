@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 
-from semrsm_dist.grid import MinibatchGrid, TileKey
+from semrsm_dist.grid import MinibatchGrid
 from semrsm_dist.names import Estimator, KernelName
 from semrsm_dist.progress import Report
-from semrsm_dist.reduction.cka import LEAST_SAMPLES, Hsic, HsicAccumulator
+from semrsm_dist.reduction.cka import LEAST_SAMPLES, Hsic, HsicAccumulator, StripSums, sum_strip
 from semrsm_dist.reduction.stored import StoredRsm
+from semrsm_dist.reduction.strips import Strip
 from storage_schemas.errors import InvalidInputError
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Tiles whose HSIC terms belong together."""
-
-    samples: slice
-    keys: tuple[TileKey, ...]
 
 
 def stored_cka(
@@ -33,7 +26,7 @@ def stored_cka(
     ----------
     first, second
         Symmetric RSMs over the same samples, on the same grid; on a minibatch grid the HSIC terms are averaged over batches
-        before the ratio.
+        before the ratio. The strips of both are mapped over by ``first.map_strips``.
     kernel
         ``linear``, ``cosine`` or ``rbf``.
     estimator
@@ -62,36 +55,40 @@ def stored_cka(
             f"{first.store.location} and {second.store.location} are over different samples; CKA compares two "
             "representations of the same ones, in the same order."
         )
-    done, sums = 0, Hsic(0.0, 0.0, 0.0)
-    for batch in _batches(first):
-        offset = batch.samples.start
-        accumulator = HsicAccumulator(batch.samples.stop - offset, estimator)
-        for key in batch.keys:
-            rows, columns = (slice(part.start - offset, part.stop - offset) for part in first.grid.slices(key))
-            accumulator.add(rows, columns, first.tile(key, kernel), second.tile(key, kernel))
-            done += 1
-            if report:
-                report(done, first.grid.n_tiles)
-        sums += accumulator.result()
-    return sums.ratio()
+    batches = iter(_batches(first))
+    batch = next(batches)
+    accumulator = HsicAccumulator(batch.stop - batch.start, estimator)
+    for stored in (first, second):
+        stored.prepare(kernel)
+    done, total = 0, Hsic(0.0, 0.0, 0.0)
+    for sums in first.map_strips(partial(_sum_strip, first, second, kernel, estimator), first.strips()):
+        if sums.rows.start >= batch.stop:
+            total += accumulator.result()
+            batch = next(batches)
+            accumulator = HsicAccumulator(batch.stop - batch.start, estimator)
+        accumulator.add_strip(sums.moved(-batch.start))
+        done += -(-(sums.columns.stop - sums.columns.start) // first.grid.tile_size)
+        if report:
+            report(done, first.grid.n_tiles)
+    return (total + accumulator.result()).ratio()
 
 
-def _batches(stored: StoredRsm) -> list[_Batch]:
-    """The whole grid as one batch, or the batches of a minibatch grid."""
+def _sum_strip(first: StoredRsm, second: StoredRsm, kernel: KernelName, estimator: Estimator, strip: Strip) -> StripSums:
+    """What one strip of both RSMs adds to the sums."""
+    rows = first.grid.slices(next(strip.tile_keys()))[0]
+    tiles = ((first.grid.slices(key)[1], first.tile(key, kernel), second.tile(key, kernel)) for key in strip.tile_keys())
+    return sum_strip(rows, tiles, estimator)
+
+
+def _batches(stored: StoredRsm) -> list[slice]:
+    """Samples whose HSIC terms belong together: all of them, or the batches of a minibatch grid."""
     grid = stored.grid
     if not isinstance(grid, MinibatchGrid):
-        return [_Batch(slice(0, grid.shape[0]), tuple(grid.tile_keys()))]
-    by_row: dict[int, list[TileKey]] = {}
-    for key in grid.tile_keys():
-        by_row.setdefault(key.row, []).append(key)
-    found = []
-    for samples in grid.batches:
-        size = samples.stop - samples.start
-        if size < LEAST_SAMPLES:
-            raise InvalidInputError(
-                f"The last batch of {stored.store.location} has {size} samples and CKA needs {LEAST_SAMPLES}; "
-                "choose another batch size."
-            )
-        rows = range(samples.start // grid.tile_size, -(-samples.stop // grid.tile_size))
-        found.append(_Batch(samples, tuple(key for row in rows for key in by_row[row])))
-    return found
+        return [slice(0, grid.shape[0])]
+    last = grid.batches[-1]
+    if last.stop - last.start < LEAST_SAMPLES:
+        raise InvalidInputError(
+            f"The last batch of {stored.store.location} has {last.stop - last.start} samples and CKA needs {LEAST_SAMPLES}; "
+            "choose another batch size."
+        )
+    return grid.batches

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -21,9 +23,11 @@ from semrsm_dist.reduction.retrieval import (
     f1_scores,
     iou_scores,
     mean_at_k,
+    scores_of_neighbours,
 )
 from semrsm_dist.reduction.samples import Samples
 from semrsm_dist.reduction.stored import StoredRsm
+from semrsm_dist.reduction.strips import MapStrips, Strip
 from storage_schemas import InvalidInputError, RsmStore
 from storage_schemas.tables import NEIGHBOURS, RETRIEVAL
 
@@ -52,6 +56,7 @@ def retrieve(
     top_k: Sequence[int] = (1,),
     sigma: SigmaRule | float = "median_sq",
     report: Report | None = None,
+    map_strips: MapStrips = map,
 ) -> Retrieval:
     """Neighbours and retrieval figures of an RSM store.
 
@@ -70,7 +75,9 @@ def retrieve(
     sigma
         Rule of the RBF kernel; it does not change the ranking but under ``tile``.
     report
-        Told how many tiles have been read.
+        Told how many tiles have been ranked.
+    map_strips
+        How the strips of tiles are gone through: one after the other in this process, or in parallel.
 
     Raises
     ------
@@ -83,43 +90,105 @@ def retrieve(
             f"Cannot retrieve the {k_max if min(top_k) >= 1 else min(top_k)} most similar of {len(database.ids)} samples; "
             f"choose top_k between 1 and {len(database.ids)}."
         )
-    found: dict[tuple[KernelName, Invariance], Neighbours] = {}
-    pairs = list(product(kernel_names, invariances))
-    for number, (kernel, invariance) in enumerate(pairs):
-        stored = StoredRsm(store, invariance, sigma)
-        found[kernel, invariance] = _neighbours(stored, kernel, queries, database, k_max)
-        if report:
-            report(number + 1, len(pairs))
+    candidates = _Candidates(*_codes(queries, database), k_max)
+    by_invariance = {}
+    for number, invariance in enumerate(invariances):
+        stored = StoredRsm(store, invariance, sigma, map_strips)
+        n_tiles = prod(stored.tiles_of_matrix)
+        tell = partial(_tell, report, number * n_tiles, len(invariances) * n_tiles)
+        by_invariance[invariance] = _neighbours(stored, tuple(kernel_names), candidates, tell)
+    found = {(kernel, each): by_invariance[each][kernel] for kernel, each in product(kernel_names, invariances)}
     scores = {
         name: {
-            pair: score(queries.counts[:, None, :], database.counts[neighbours.indices]) for pair, neighbours in found.items()
+            pair: scores_of_neighbours(score, queries.counts, database.counts, neighbours.indices)
+            for pair, neighbours in found.items()
         }
         for name, score in (("F1", f1_scores), ("IoU", iou_scores))
     }
     rows = _summary(scores, {pair: neighbours.indices for pair, neighbours in found.items()}, top_k, representation)
-    neighbour_rows = _neighbour_rows(found, scores, queries, database)
-    return Retrieval(pa.Table.from_pylist(neighbour_rows, NEIGHBOURS), pa.Table.from_pylist(rows, RETRIEVAL))
+    return Retrieval(_neighbour_table(found, scores, queries, database), pa.Table.from_pylist(rows, RETRIEVAL))
 
 
-def _neighbours(stored: StoredRsm, kernel: KernelName, queries: Samples, database: Samples, k: int) -> Neighbours:
-    """The ``k`` most similar database samples of each query; RBF is ranked by distance, which cannot underflow."""
-    top = TopK(len(queries.ids), k)
-    query_codes, database_codes = _codes(queries, database)
-    by_distance = kernel == "rbf" and stored.sigma != "tile"
-    for key in stored.all_keys():
-        rows, columns = stored.grid.slices(key)
-        values = -stored.squared_distance(key) if by_distance else stored.tile(key, kernel)
-        same = np.zeros(values.shape, dtype=np.bool_)
-        for of_queries, of_database in zip(query_codes, database_codes, strict=True):
+@dataclass(frozen=True)
+class _Candidates:
+    """Which database samples may be retrieved for which query, and how many are wanted."""
+
+    query_codes: list[NDArray[np.int64]]
+    """Number of each query's video, and of the query itself; −1 for no video."""
+    database_codes: list[NDArray[np.int64]]
+    """The same of each database sample: a pair with an equal number is excluded."""
+    k: int
+    """How many to find."""
+
+    def allowed(self, rows: slice, columns: slice) -> NDArray[np.bool_]:
+        """Which pairs of a tile may be retrieved."""
+        same = np.zeros((rows.stop - rows.start, columns.stop - columns.start), dtype=np.bool_)
+        for of_queries, of_database in zip(self.query_codes, self.database_codes, strict=True):
             left, right = of_queries[rows, None], of_database[None, columns]
             same |= (left == right) & (left >= 0)
-        top.add(rows, columns, values, ~same)
-    neighbours = top.result()
-    if by_distance:
+        return ~same
+
+
+def _tell(report: Report | None, before: int, total: int, done: int) -> None:
+    """Report the tiles of one invariance among those of all."""
+    if report:
+        report(before + done, total)
+
+
+def _neighbours(
+    stored: StoredRsm, kernel_names: tuple[KernelName, ...], candidates: _Candidates, tell: Callable[[int], None]
+) -> dict[KernelName, Neighbours]:
+    """The most similar database samples of each query under every kernel; each tile is read once."""
+    for kernel in kernel_names:
+        stored.prepare(kernel)
+    best = {kernel: TopK(stored.grid.shape[0], candidates.k) for kernel in kernel_names}
+    done = 0
+    for ranked in stored.map_strips(partial(_rank_strip, stored, kernel_names, candidates), stored.all_strips()):
+        for kernel, found in ranked.found.items():
+            best[kernel].add_neighbours(ranked.rows, found)
+        done += ranked.n_tiles
+        tell(done)
+    neighbours = {kernel: top.result() for kernel, top in best.items()}
+    if "rbf" in neighbours and _by_distance(stored):
+        ranked_by_distance = neighbours["rbf"]
         with np.errstate(over="ignore"):
-            similar = kernels.rbf(-neighbours.similarities, stored.sigma_squared)
-        return Neighbours(neighbours.indices, similar)
+            similar = kernels.rbf(-ranked_by_distance.similarities, stored.sigma_squared)
+        neighbours["rbf"] = Neighbours(ranked_by_distance.indices, similar)
     return neighbours
+
+
+@dataclass(frozen=True)
+class _RankedStrip:
+    """The most similar database samples of one strip."""
+
+    rows: slice
+    """Queries of the strip."""
+    n_tiles: int
+    """Tiles of the strip."""
+    found: dict[KernelName, Neighbours]
+    """For each kernel the neighbours of these queries; RBF has negative squared distances for similarities."""
+
+
+def _rank_strip(stored: StoredRsm, kernel_names: tuple[KernelName, ...], candidates: _Candidates, strip: Strip) -> _RankedStrip:
+    """Rank the columns of one strip, tile by tile."""
+    rows = stored.grid.slices(next(strip.tile_keys()))[0]
+    here = slice(0, rows.stop - rows.start)
+    best = {kernel: TopK(here.stop, candidates.k) for kernel in kernel_names}
+    for key in strip.tile_keys():
+        columns = stored.grid.slices(key)[1]
+        inner_product, allowed = stored.inner_product(key), candidates.allowed(rows, columns)
+        for kernel, top in best.items():
+            if kernel == "rbf" and _by_distance(stored):
+                values = -stored.squared_distance_of(key, inner_product)
+            else:
+                values = stored.kernel_of(key, inner_product, kernel)
+            top.add(here, columns, values, allowed)
+    return _RankedStrip(rows, len(strip), {kernel: top.result() for kernel, top in best.items()})
+
+
+def _by_distance(stored: StoredRsm) -> bool:
+    """Whether RBF is ranked by distance, which cannot underflow; under the rule ``tile`` the published values are."""
+    return stored.sigma != "tile"
 
 
 def _codes(queries: Samples, database: Samples) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
@@ -172,26 +241,27 @@ def _summary(
     return rows
 
 
-def _neighbour_rows(
+def _neighbour_table(
     found: Mapping[tuple[KernelName, Invariance], Neighbours],
     scores: Mapping[str, Mapping[tuple[KernelName, Invariance], NDArray[np.float64]]],
     queries: Samples,
     database: Samples,
-) -> list[dict[str, Any]]:
-    """A row for each query and rank."""
-    return [
-        {
-            "kernel": kernel,
-            "invariance": invariance,
-            "query_id": queries.ids[query],
-            "rank": rank + 1,
-            "database_id": database.ids[column],
-            "similarity": float(neighbours.similarities[query, rank]),
-            "f1": float(scores["F1"][kernel, invariance][query, rank]),
-            "iou": float(scores["IoU"][kernel, invariance][query, rank]),
+) -> pa.Table:
+    """A row for each query and rank, made column by column: there are as many as neighbours, and no Python objects of them."""
+    query_ids, database_ids = (pa.array(side.ids, pa.string()) for side in (queries, database))
+    tables = []
+    for (kernel, invariance), neighbours in found.items():
+        there = neighbours.indices >= 0
+        query, rank = np.nonzero(there)
+        columns = {
+            "kernel": pa.repeat(kernel, len(query)),
+            "invariance": pa.repeat(invariance, len(query)),
+            "query_id": query_ids.take(pa.array(query)),
+            "rank": pa.array(rank + 1, pa.int32()),
+            "database_id": database_ids.take(pa.array(neighbours.indices[there])),
+            "similarity": pa.array(neighbours.similarities[there]),
+            "f1": pa.array(scores["F1"][kernel, invariance][there]),
+            "iou": pa.array(scores["IoU"][kernel, invariance][there]),
         }
-        for (kernel, invariance), neighbours in found.items()
-        for query, columns in enumerate(neighbours.indices)
-        for rank, column in enumerate(columns)
-        if column >= 0
-    ]
+        tables.append(pa.Table.from_arrays([columns[name] for name in NEIGHBOURS.names], schema=NEIGHBOURS))
+    return pa.concat_tables(tables)

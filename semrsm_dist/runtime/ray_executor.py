@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError, TaskCancelledError
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError, RayTaskError, TaskCancelledError
 
 from semrsm_dist.runtime.plan import machine_cpus
 from semrsm_dist.runtime.units import Outcome, Receipt, Task, Unit
@@ -15,6 +19,9 @@ from semrsm_dist.runtime.worker import RsmJob, TileWorker, refusals
 from storage_schemas.errors import InvalidInputError, SemrsmError
 
 _SECONDS_BETWEEN_RESOURCE_QUERIES = 5.0
+_RESULTS_AHEAD = 2  # for each CPU: one that is computed while another waits to be taken
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def _run_units(job: dict[str, Any], units: tuple[Unit, ...]) -> list[Receipt]:
@@ -114,6 +121,68 @@ class RayExecutor:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             reason = f"{type(error).__name__}: {lines[0] if lines else 'no further word'}"
             return Outcome(task, lost=reason, out_of_memory=isinstance(error, OutOfMemoryError))
+
+
+@contextmanager
+def ray_map(address: str | None = None, workers: int | None = None) -> Iterator[Callable[..., Iterator[Any]]]:
+    """:func:`map_on_ray` for as long as the context lasts, on the Ray that :class:`RayExecutor` would use."""
+    started = connect(address, workers)
+    try:
+        yield partial(map_on_ray, workers=workers)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def map_on_ray(function: Callable[[Item], Result], items: Iterable[Item], /, *, workers: int | None = None) -> Iterator[Result]:
+    """Apply a function to every item on Ray, and give the results in the order of the items.
+
+    Needs a Ray that is connected (:func:`connect`). At most two items for each CPU are submitted and not yet taken, so that
+    results do not pile up; items whose worker or node dies are computed again by Ray, which suits functions without side
+    effects.
+
+    Parameters
+    ----------
+    function
+        Sent to the cluster once.
+    items
+        Taken only as they are submitted.
+    workers
+        The most CPUs to use; all of them when None.
+
+    Raises
+    ------
+    Exception
+        What the function raised.
+    """
+    cpus = max(int(ray.cluster_resources().get("CPU", 1)), 1)
+    most = _RESULTS_AHEAD * (min(cpus, workers) if workers else cpus)
+    shared = ray.put(function)
+    apply = ray.remote(num_cpus=1)(_apply)
+    waiting: deque[Any] = deque()
+    try:
+        for item in items:
+            if len(waiting) == most:
+                yield _taken(waiting.popleft())
+            waiting.append(apply.remote(shared, item))
+        while waiting:
+            yield _taken(waiting.popleft())
+    finally:
+        for reference in waiting:
+            ray.cancel(reference)
+
+
+def _apply(function: Callable[[Item], Result], item: Item) -> Result:
+    """What a Ray worker runs for :func:`map_on_ray`."""
+    return function(item)
+
+
+def _taken(reference: Any) -> Any:
+    """A result; an exception as the function raised it, without Ray's around it."""
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        raise error.cause from error
 
 
 def cluster_slots(address: str | None) -> int:
