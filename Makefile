@@ -26,6 +26,7 @@ bench: $(VENV)/.installed-dev  ## Run the benchmarks; each prints ratios against
 
 clean:  ## Remove what the demo wrote and the caches; keeps .venv
 	rm -rf demo-run .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f semrsm_dist/matching/__pycache__/*.nb[ci]
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -41,7 +41,8 @@ Guards
 - *No overflow.* With ``|a| ≤ 2²⁸`` the range is ``R ≤ 2²⁹``. After a phase, prices differ by at most ``R + ε`` (if ``i`` holds
   ``j``: ``p[j] − p[k] ≤ a[i,j] − a[i,k] + ε``), and they are shifted so that the lowest is 0. Within a phase a bid ends at most
   ``R + ε`` above the price of any other object; while another object is free, that is at most ``R + ε`` above where the phase
-  began, and the bid that ends the phase adds at most as much again. So prices stay below ``3 (R + ε) < 2³¹ − 2²⁸``.
+  began, and the bid that ends the phase adds at most as much again. So prices stay below ``3 (R + ε)``, which is
+  less than ``2³¹ − 2²⁸`` since ε starts at 0.03 of a spread that the range bounds.
 - *A bid budget* (:data:`BIDS_PER_POSITION`): when a matching spends it, or when even ε = 1 cannot certify the tolerance (an
   outlier so large that the others fall below the resolution), SciPy's exact solver takes that pair.
 
@@ -202,13 +203,11 @@ def _auction(
         target = max(int(tolerance * abs(value) / size) - 1, 1)
         if epsilon <= target:
             gap = _dual_bound(scaled, size, prices) - value + size
-            if gap <= tolerance * abs(value):
-                for column in range(size):
-                    permutation[owners[column]] = column
-                return int(gap)
-            if epsilon == 1:
+            if gap > tolerance * abs(value):
                 return -1
-            target = max(epsilon // 8, 1)
+            for column in range(size):
+                permutation[owners[column]] = column
+            return int(gap)
         following = epsilon // _DIVISORS[min(phase, len(_DIVISORS) - 1)]
         epsilon = target if following < 3 * target else following
         phase += 1

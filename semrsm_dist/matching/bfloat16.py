@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from semrsm_dist.matching.products import rows_at_least
+
 _UNIT_ROUNDOFF = 2.0**-8
 """Of bfloat16: 8 significant bits, rounded to nearest."""
 _PRECISION = Lock()
@@ -36,12 +38,25 @@ class BFloat16Product:
 
     def multiply(self, rows: torch.Tensor, column: torch.Tensor, affinities: NDArray[np.float32]) -> None:
         """One product for all rows; the operands are exact in bfloat16, so multiplying as such loses nothing."""
-        out = torch.from_numpy(affinities.reshape(-1, affinities.shape[2]))
-        settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-        with _PRECISION:
-            before = settings.fp32_precision
-            settings.fp32_precision = "bf16"
-            try:
-                torch.mm(rows.reshape(-1, rows.shape[2]), column.T, out=out)
-            finally:
-                settings.fp32_precision = before
+        size, n_channels = column.shape
+        flat = rows.reshape(-1, n_channels)
+        least = rows_at_least(size, n_channels)
+        if len(flat) >= least:
+            _multiply(flat, column, torch.from_numpy(affinities.reshape(-1, size)))
+            return
+        padded, out = torch.zeros(least, n_channels), torch.empty(least, size)
+        padded[: len(flat)] = flat
+        _multiply(padded, column, out)
+        affinities.reshape(-1, size)[:] = out[: len(flat)].numpy()
+
+
+def _multiply(rows: torch.Tensor, column: torch.Tensor, out: torch.Tensor) -> None:
+    """``rows @ column.T`` with the precision of bfloat16."""
+    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    with _PRECISION:
+        before = settings.fp32_precision
+        settings.fp32_precision = "bf16"
+        try:
+            torch.mm(rows, column.T, out=out)
+        finally:
+            settings.fp32_precision = before

@@ -27,7 +27,12 @@ class AffinityProduct(Protocol):
 
 
 _SMALL_PRODUCT = 10**6
-"""OpenBLAS adds in another order in products of fewer multiplications than this, on some processors."""
+"""Libraries add in another order in products of fewer multiplications than this, on some processors."""
+
+
+def rows_at_least(size: int, n_channels: int) -> int:
+    """Rows that a product with ``(C, W)`` needs so that it is not a small one."""
+    return _SMALL_PRODUCT // (size * n_channels) + 1
 
 
 class Float32Product:
@@ -44,7 +49,7 @@ class Float32Product:
         """One product for all rows; a small one is padded with rows of zeros until it is not."""
         size, n_channels = column.shape
         flat = rows.reshape(-1, n_channels)
-        least = _SMALL_PRODUCT // (size * n_channels) + 1
+        least = rows_at_least(size, n_channels)
         if len(flat) >= least:
             np.matmul(flat, column.T, out=affinities.reshape(-1, size))
         else:

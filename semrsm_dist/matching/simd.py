@@ -5,6 +5,8 @@ vectoriser knows, and a float64 sum may not be reordered unless the order is wri
 LLVM vectors, which every processor that numba supports compiles to what it has (AVX-512, AVX2, NEON). The lanes fix the order
 of every operation, so the results do not depend on the processor.
 
+After a change here, `make clean`: numba caches kernels by the file that they are in, and does not notice a change of this one.
+
 :func:`semrsm_dist.matching.auction.best_two_plainly` and :func:`numpy.einsum` say the same plainly; the tests compare.
 """
 

@@ -125,6 +125,12 @@ def test_windows_are_cut_from_ascending_norms_and_the_last_may_be_shorter() -> N
         assert not np.allclose(found.inner_products, every_pair(first, second), rtol=1e-3)
 
 
+def test_norms_that_differ_only_in_float64_are_sorted() -> None:
+    vectors = [[4096, 1], [4096, 0], [4096, 2]]  # squares 2²⁴ + 1, 2²⁴ and 2²⁴ + 4; float32 has no 2²⁴ + 1
+    prepared = WindowedMatching(AuctionSolver(), 2).prepare(np.array([vectors], dtype=np.float32))
+    np.testing.assert_array_equal(np.concatenate(prepared.windows, axis=1)[0, :, 1], [0, 1, 2])
+
+
 def test_equal_norms_stay_in_stored_order() -> None:
     rng = np.random.default_rng(0)
     block = np.where(rng.random((2, 40, 6)) < 0.5, -1.0, 1.0).astype(np.float32)  # every norm is √6
@@ -174,7 +180,7 @@ def test_a_block_with_itself_is_symmetric_and_its_diagonal_the_squared_norm(
 SHAPES = ((20, 64, None), (17, 1000, None), (20, 500, 7), (12, 1500, 6))
 
 
-@pytest.mark.parametrize("kind", ["normal", "nearly equal"])
+@pytest.mark.parametrize("kind", ["normal", "nearly equal", "duplicated"])
 @pytest.mark.parametrize(("s", "c", "window"), SHAPES)
 def test_nothing_depends_on_how_many_pairs_are_multiplied_together(
     kind: str, s: int, c: int, window: int | None, monkeypatch: pytest.MonkeyPatch
@@ -189,7 +195,7 @@ def test_nothing_depends_on_how_many_pairs_are_multiplied_together(
         np.testing.assert_array_equal(found.upper_bounds, expected.upper_bounds)
 
 
-@pytest.mark.parametrize("kind", ["normal", "nearly equal"])
+@pytest.mark.parametrize("kind", ["normal", "nearly equal", "duplicated"])
 @pytest.mark.parametrize(("s", "c", "window"), SHAPES)
 def test_a_pair_does_not_depend_on_the_rest_of_its_block(kind: str, s: int, c: int, window: int | None) -> None:
     first, second = samples(0, 30, s, c, kind), samples(1, 5, s, c, kind)
@@ -203,6 +209,16 @@ def test_a_pair_does_not_depend_on_the_rest_of_its_block(kind: str, s: int, c: i
     itself, with_a_copy = matched(matching, first), matched(matching, first, first.copy())
     upper = np.triu_indices(len(first), 1)
     np.testing.assert_array_equal(itself.inner_products[upper], with_a_copy.inner_products[upper])
+
+
+def test_nothing_depends_on_how_many_pairs_are_multiplied_together_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = samples(0, 30, 20, 500, "duplicated"), samples(1, 5, 20, 500, "duplicated")
+    matching = WindowedMatching(AuctionSolver(), 7, BFloat16Product())
+    expected = matched(matching, first, second)
+    monkeypatch.setattr(windowed, "AFFINITY_BYTES", 1)
+    found = matched(matching, first, second)
+    np.testing.assert_array_equal(found.inner_products, expected.inner_products)
+    np.testing.assert_array_equal(found.upper_bounds, expected.upper_bounds)
 
 
 @pytest.mark.parametrize("window", [None, 4])
@@ -245,6 +261,14 @@ def test_values_at_the_ends_of_float32_are_those_of_float64(scale: float, window
         found = matched(WindowedMatching(AuctionSolver(), window), first, other)
         np.testing.assert_allclose(found.inner_products, every_pair(first, other, window), rtol=1e-6)
         assert np.isfinite(found.upper_bounds).all()
+
+
+def test_a_large_negative_value_is_seen_as_large() -> None:
+    first, second = samples(0, 2, 9, 4), samples(1, 2, 9, 4)
+    first[0, 3, 1], second[1, 5, 1] = -1e25, -1e25
+    found = matched(WindowedMatching(AuctionSolver()), first, second)
+    np.testing.assert_allclose(found.inner_products, every_pair(first, second), rtol=1e-6)
+    assert found.inner_products[0, 1] > 9e49
 
 
 def test_samples_of_nothing_match_with_nothing() -> None:
@@ -334,26 +358,34 @@ def test_bfloat16_affinities_are_float32_sums_of_rounded_features() -> None:
     affinities = np.full((3, 33, 33), np.nan, dtype=np.float32)
     product.multiply(rows, columns[0], affinities)
     x, y = (torch.from_numpy(block).to(torch.bfloat16).to(torch.float64).numpy() for block in (first, second[0]))
+    np.testing.assert_array_equal(rows, x)
     np.testing.assert_allclose(affinities, x @ y.T, rtol=0, atol=129 * 2.0**-24 * np.abs(x).max() * np.abs(y).max() * 129)
     assert len(np.unique(affinities)) > 0.99 * affinities.size, "results in bfloat16 would be full of ties"
 
 
 def test_the_process_keeps_its_precision_of_float32_products() -> None:
-    before = torch.backends.mkldnn.matmul.fp32_precision
-    matched(WindowedMatching(AuctionSolver(), None, BFloat16Product()), samples(0, 2, 20, 64), samples(1, 2, 20, 64))
-    assert torch.backends.mkldnn.matmul.fp32_precision == before
+    products = torch.backends.mkldnn.matmul
+    before, products.fp32_precision = products.fp32_precision, "ieee"
+    try:
+        matched(WindowedMatching(AuctionSolver(), None, BFloat16Product()), samples(0, 2, 20, 64), samples(1, 2, 20, 64))
+        assert products.fp32_precision == "ieee"
+    finally:
+        products.fp32_precision = before
 
 
 def test_threads_leave_the_process_its_precision_of_float32_products() -> None:
-    first, second = samples(0, 8, 20, 64), samples(1, 8, 20, 64)
-    matching = WindowedMatching(AuctionSolver(), None, BFloat16Product())
-    before = torch.backends.mkldnn.matmul.fp32_precision
+    product = BFloat16Product()
+    rows, column = product.operand(samples(0, 30, 40, 64)), product.operand(samples(1, 1, 40, 64))[0]
+    products = torch.backends.mkldnn.matmul
+    before, products.fp32_precision = products.fp32_precision, "ieee"
     try:
         with ThreadPoolExecutor(4) as executor:
-            list(executor.map(lambda _: matched(matching, first, second), range(16)))
-        assert torch.backends.mkldnn.matmul.fp32_precision == before
+            for _ in range(10):
+                affinities = [np.empty((30, 40, 40), dtype=np.float32) for _ in range(20)]
+                list(executor.map(lambda found: product.multiply(rows, column, found), affinities))
+                assert products.fp32_precision == "ieee"
     finally:
-        torch.backends.mkldnn.matmul.fp32_precision = before
+        products.fp32_precision = before
 
 
 @pytest.mark.parametrize("product", [Float32Product(), BFloat16Product()])
