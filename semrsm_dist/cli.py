@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import click
 
 from semrsm_dist.commands.analysis import cka, retrieve
-from semrsm_dist.commands.recipes import demo, plan, report, run, schema, verify
+from semrsm_dist.commands.recipes import demo, plan, report, run, schema
 from semrsm_dist.commands.status import status, timeline
 from semrsm_dist.commands.stores import extract, import_, rsm
+from semrsm_dist.commands.verification import finalise, verify
 from storage_schemas.errors import SemrsmError
 
 
@@ -28,7 +29,7 @@ def semrsm() -> None:
     """
 
 
-for command in (demo, run, plan, status, timeline, verify, report, schema, extract, import_, rsm, retrieve, cka):
+for command in (demo, run, plan, status, timeline, verify, report, schema, extract, import_, rsm, finalise, retrieve, cka):
     semrsm.add_command(command)
 
 

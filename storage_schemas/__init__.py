@@ -9,10 +9,12 @@ from storage_schemas.errors import (
     FingerprintMismatchError,
     IncompleteStoreError,
     InvalidInputError,
+    LeaseLostError,
     NonFiniteError,
     SchemaVersionError,
     SemrsmError,
     StorageUnavailableError,
+    StoreInUseError,
     StoreNotFoundError,
 )
 from storage_schemas.rsm import RsmStore
@@ -23,10 +25,12 @@ __all__ = [
     "FingerprintMismatchError",
     "IncompleteStoreError",
     "InvalidInputError",
+    "LeaseLostError",
     "NonFiniteError",
     "RsmStore",
     "SchemaVersionError",
     "SemrsmError",
     "StorageUnavailableError",
+    "StoreInUseError",
     "StoreNotFoundError",
 ]

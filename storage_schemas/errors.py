@@ -37,3 +37,11 @@ class DamagedChunkError(SemrsmError):
 
 class StorageUnavailableError(SemrsmError, OSError):
     """The disk or object store refuses: full, read-only, no permission, or out of reach."""
+
+
+class StoreInUseError(SemrsmError):
+    """A store that another run is writing."""
+
+
+class LeaseLostError(SemrsmError):
+    """A store that this run was writing and that is another's now."""

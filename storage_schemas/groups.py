@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import zarr
@@ -23,7 +23,7 @@ from storage_schemas.errors import (
     StoreNotFoundError,
 )
 from storage_schemas.fingerprint import check_same, fingerprint, package_versions
-from storage_schemas.location import Location, storage_errors
+from storage_schemas.location import Location, persist
 
 _ALWAYS_WRITE: ArrayConfigParams = {"write_empty_chunks": True}  # not persisted by Zarr, so set on every open
 
@@ -51,22 +51,22 @@ def create_group(
         "packages": package_versions(),
         **attributes,
     }
-    with storage_errors(str(location)):
-        try:
-            return zarr.create_group(location.zarr_store(), attributes=described)
-        except ContainsGroupError:  # another run was faster
-            return create_group(location, schema, version, computed_from, attributes)
+    try:
+        return persist(str(location), lambda: zarr.create_group(location.zarr_store(), attributes=described))
+    except ContainsGroupError:  # another run was faster, or the answer to the first try was lost
+        return create_group(location, schema, version, computed_from, attributes)
 
 
 def open_group(location: Location, schema: str, version: int, *, writable: bool = False) -> zarr.Group:
     """An existing group of this schema and version; raises `StoreNotFoundError` and `SchemaVersionError`."""
     if not location.exists("zarr.json"):
         raise StoreNotFoundError(f"There is no Zarr store at {location}; check the path.")
-    with storage_errors(str(location)):
-        try:
-            group = zarr.open_group(location.zarr_store(read_only=not writable), mode="r+" if writable else "r")
-        except (GroupNotFoundError, ValueError) as error:
-            raise SchemaVersionError(f"{location} is not a group of semrsm-dist; expected a {schema} store.") from error
+    zarr_store = location.zarr_store(read_only=not writable)
+    mode: Literal["r", "r+"] = "r+" if writable else "r"
+    try:
+        group = persist(str(location), lambda: zarr.open_group(zarr_store, mode=mode, zarr_format=3))
+    except (GroupNotFoundError, ValueError) as error:
+        raise SchemaVersionError(f"{location} is not a group of semrsm-dist; expected a {schema} store.") from error
     found, found_version = group.attrs.get("schema"), group.attrs.get("version")
     if found != schema:
         raise SchemaVersionError(f"{location} holds {found or 'no known schema'}; expected a store of schema {schema}.")
@@ -87,16 +87,22 @@ def create_array(
     dtype: str,
     dimension_names: Sequence[str],
     compressors: Sequence[BytesBytesCodec] = (),
+    shards: Sequence[int] | None = None,
 ) -> zarr.Array[Any]:
-    """A new float array whose chunks end in a CRC32C, filled with NaN; one that is there already is opened."""
+    """A new float array whose chunks end in a CRC32C, filled with NaN; one that is there already is opened.
+
+    With ``shards``, objects of that shape hold many chunks each, and an index with a checksum of its own.
+    """
     if location.exists(f"{path}/zarr.json"):
         return open_array(location, path, writable=True)
-    with storage_errors(str(location)), suppress(ContainsArrayError):
+
+    def create() -> zarr.Array[Any]:
         return zarr.create_array(
             location.zarr_store(),
             name=path,
             shape=tuple(shape),
             chunks=tuple(chunks),
+            shards=None if shards is None else tuple(shards),
             dtype=dtype,
             fill_value=np.nan,
             filters=None,
@@ -104,37 +110,47 @@ def create_array(
             dimension_names=tuple(dimension_names),
             config=_ALWAYS_WRITE,
         )
-    return open_array(location, path, writable=True)  # another run was faster
+
+    with suppress(ContainsArrayError):
+        return persist(str(location), create)
+    return open_array(location, path, writable=True)  # another run was faster, or the answer to the first try was lost
 
 
 def open_array(location: Location, path: str, *, writable: bool = False) -> zarr.Array[Any]:
     """An existing array, set to write every chunk."""
     if not location.exists(f"{path}/zarr.json"):
         raise IncompleteStoreError(f"{location} has no {path}; it has not been computed yet.")
-    with storage_errors(str(location)):
-        array = zarr.open_array(location.zarr_store(read_only=not writable), path=path, mode="r+" if writable else "r")
-        return cast("zarr.Array[Any]", array.with_config(_ALWAYS_WRITE))
+    zarr_store = location.zarr_store(read_only=not writable)
+    mode: Literal["r", "r+"] = "r+" if writable else "r"
+    try:
+        array = persist(str(location), lambda: zarr.open_array(zarr_store, path=path, mode=mode, zarr_format=3))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedChunkError(
+            f"{location}/{path}/zarr.json is damaged ({error}); delete that file and run the same command again."
+        ) from error
+    return cast("zarr.Array[Any]", array.with_config(_ALWAYS_WRITE))
 
 
 def read_selection(location: Location, array: zarr.Array[Any], *selection: slice) -> NDArray[Any]:
     """Values of a selection; raises :class:`DamagedChunkError` where a checksum or the decoding fails."""
-    with storage_errors(str(location)):
+    for last in (location.local_path is not None, True):  # what the network damaged is whole the second time
         try:
-            return np.asarray(array[selection])
+            return persist(str(location), lambda: np.asarray(array[selection]))
         except (ValueError, RuntimeError) as error:
-            spans = ", ".join(f"{part.start}:{part.stop}" for part in selection)
-            raise DamagedChunkError(
-                f"{location}/{array.path} is damaged within [{spans}] ({error}); compute that part again."
-            ) from error
+            if last:
+                spans = ", ".join(f"{part.start}:{part.stop}" for part in selection)
+                raise DamagedChunkError(
+                    f"{location}/{array.path} is damaged within [{spans}] ({error}); compute that part again."
+                ) from error
+    raise AssertionError("unreachable")
 
 
 def write_selection(location: Location, array: zarr.Array[Any], values: NDArray[Any], *selection: slice) -> None:
     """Write values into a selection; once more when a sweep took the temporary file of the first try."""
     for last in (False, False, True):
         try:
-            with storage_errors(str(location)):
-                array[selection] = values
-                return
+            persist(str(location), lambda: array.__setitem__(selection, values))
+            return
         except StorageUnavailableError as error:
             if last or "os error 2)" not in str(error.__cause__):
                 raise

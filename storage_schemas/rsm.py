@@ -9,6 +9,8 @@
 A symmetric store holds the tiles on and above the diagonal; :meth:`RsmStore.read_tile` transposes for those below.
 Tiles are not compressed (float64 inner products do not compress), so their size is fixed and the listing that finds
 missing tiles finds truncated ones too.
+
+A published store (``semrsm finalise``) holds the whole matrix, in shards of many tiles each, and is read only.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ from storage_schemas.location import Location
 
 SCHEMA, VERSION = "rsm", 1
 Side = Literal["row", "column"]
+MANIFEST, PUBLISHED = "manifest.json", "shard_tiles"
+"""What is written last into a published store, and the attribute that tells one."""
 _CRC_BYTES = 4
 
 
@@ -81,13 +85,29 @@ class RsmStore:
         group = groups.create_group(
             location, SCHEMA, VERSION, {**computed_from, "grid": dict(grid), "tile_size": tile_size}, attributes
         )
+        _refuse_to_write(location, group)
         return cls(location, group)
 
     @classmethod
     def open(cls, url: str | Location, *, writable: bool = False) -> Self:
-        """Open an existing store; raises `StoreNotFoundError` or `SchemaVersionError`."""
+        """Open an existing store, published or not.
+
+        Raises
+        ------
+        StoreNotFoundError, SchemaVersionError
+            When there is none, or none that this release reads.
+        IncompleteStoreError
+            When its publication was not finished.
+        InvalidInputError
+            When a published store is to be written.
+        """
         location = Location.of(url)
-        return cls(location, groups.open_group(location, SCHEMA, VERSION, writable=writable))
+        group = groups.open_group(location, SCHEMA, VERSION, writable=writable)
+        if writable:
+            _refuse_to_write(location, group)
+        if PUBLISHED in group.attrs and not location.exists(MANIFEST):
+            raise IncompleteStoreError(f"{location} has not been published to its end; run `semrsm finalise` again.")
+        return cls(location, group)
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -119,6 +139,11 @@ class RsmStore:
     def symmetric(self) -> bool:
         """Whether rows and columns are the same samples, so that only tiles on and above the diagonal are kept."""
         return bool(self.grid["kind"] != "rectangular")
+
+    @property
+    def shard_tiles(self) -> int | None:
+        """Tiles along each side of a shard of a published store; None while the store is not published."""
+        return cast("int | None", self.group.attrs.get(PUBLISHED))
 
     def invariances(self) -> list[str]:
         """Names of the invariances that the store has an array for."""
@@ -156,15 +181,32 @@ class RsmStore:
 
     def present_tiles(self, invariance: str) -> set[tuple[int, int]]:
         """Rows and columns of the tiles that are there at full size, with their upper bounds, from one listing of each."""
+        if self.shard_tiles is not None:
+            return self._tiles_of_shards(invariance, self.shard_tiles)
         whole = self.tile_size**2 * 8 + _CRC_BYTES
         found = [
             groups.chunk_indices(self.location.sizes(path), path, exact_bytes=whole) for path in self._tile_arrays(invariance)
         ]
         return cast("set[tuple[int, int]]", set.intersection(*found))
 
+    def _tiles_of_shards(self, invariance: str, shard_tiles: int) -> set[tuple[int, int]]:
+        """The tiles whose shards are there; which of a shard's tiles are planned is the grid's to know."""
+        found = [groups.chunk_indices(self.location.sizes(path), path) for path in self._tile_arrays(invariance)]
+        n_rows, n_columns = (-(-length // self.tile_size) for length in self.shape)
+        return {
+            (row, column)
+            for shard in set.intersection(*found)
+            for row in range(shard[0] * shard_tiles, min((shard[0] + 1) * shard_tiles, n_rows))
+            for column in range(shard[1] * shard_tiles, min((shard[1] + 1) * shard_tiles, n_columns))
+        }
+
     def present_norms(self, invariance: str, side: Side) -> set[int]:
         """Blocks whose norms are there at full size, from one listing."""
         path = f"{side}_norms/{invariance}"
+        if self.shard_tiles is not None:  # all in one chunk
+            whole = self._array(path).shape[0]
+            there = groups.chunk_indices(self.location.sizes(path), path, exact_bytes=whole * 8 + _CRC_BYTES)
+            return set(range(-(-whole // self.tile_size))) if there else set()
         whole = self.tile_size * 8 + _CRC_BYTES
         return {index[0] for index in groups.chunk_indices(self.location.sizes(path), path, exact_bytes=whole)}
 
@@ -325,6 +367,15 @@ class RsmStore:
         return (
             slice(row * size, min((row + 1) * size, n_rows)),
             slice(column * size, min((column + 1) * size, n_columns)),
+        )
+
+
+def _refuse_to_write(location: Location, group: zarr.Group) -> None:
+    """Raise :class:`InvalidInputError` when a store is published."""
+    if PUBLISHED in group.attrs:
+        raise InvalidInputError(
+            f"{location} is a published store, which is only read; "
+            "choose another output, or go on with the store that it was made of."
         )
 
 

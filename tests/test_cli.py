@@ -16,7 +16,9 @@ from PIL import Image
 
 from semrsm_dist.cli import main, semrsm
 from semrsm_dist.demo.scenes import write_scenes
-from storage_schemas import ActivationStore
+from storage_schemas import ActivationStore, RsmStore
+from storage_schemas.lease import Lease
+from storage_schemas.location import Location
 
 NETWORK = Path(__file__).parents[1] / "semrsm_dist" / "demo" / "network"
 Make = Callable[..., ActivationStore]
@@ -132,6 +134,71 @@ def test_the_life_of_a_run_verb_by_verb(run: Run, scenes: Path, tmp_path: Path) 
     assert run("run", recipe).status == 0
     assert run("verify", recipe).status == 0
     assert run("report", recipe).status == 0
+
+
+def test_verify_finds_what_is_wrong_and_repairs_it(
+    run: Run, scenes: Path, tmp_path: Path, tree: Callable[[Path], dict[str, bytes]]
+) -> None:
+    recipe = write_recipe(tmp_path, scenes)
+    assert run("run", recipe).status == 0
+    path = tmp_path / "work/rsm/net.zarr"
+    whole = tree(path)
+    store = RsmStore.open(str(path), writable=True)
+    store.write_tile("permutation", 0, 1, store.read_tile("permutation", 0, 1) * 1.01)  # no checksum tells
+    (path / "inner_product/none/c/1/2").unlink()
+    norms = path / "row_norms/pooled/c/0"
+    norms.write_bytes(bytes(reversed(norms.read_bytes())))
+    assert "2 missing, damaged or wrong" in run("verify", recipe, "--sample", "0").out
+    found = run("verify", recipe, "--sample", "200")
+    assert found.status == 1
+    assert "3 missing, damaged or wrong" in found.out
+    assert "tile (0, 1) under permutation: samples " in found.out
+    assert "verify" in found.out.splitlines()[-1] and "--repair" in found.out.splitlines()[-1]
+    assert tree(path) != whole
+    repaired = json.loads(run("verify", recipe, "--sample", "200", "--repair", "--json").out)
+    assert repaired["damaged"] == 0
+    assert repaired["models"]["net"]["repaired"] == [
+        "row norms 0 under pooled",
+        "tile (0, 1) under permutation",
+        "tile (1, 2) under none",
+    ]
+    assert repaired["models"]["net"]["largest_deviation"]["permutation"] < 1e-6
+    assert tree(path) == whole
+    plain = run("verify", recipe)
+    assert plain.status == 0
+    assert "every one is present and whole" in plain.out
+    assert "permutation: 20 pairs recomputed, largest deviation " in plain.out
+
+
+def test_a_published_store_is_read_by_the_verbs_that_read_its_source(run: Run, scenes: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, scenes, queries=None)
+    assert run("run", recipe).status == 0
+    source, out = tmp_path / "work/rsm/net.zarr", tmp_path / "public/net.zarr"
+    result = run("finalise", source, "--out", out, "--shard-tiles", 2)
+    assert result.status == 0, result.err
+    assert "11 × 11 under none, permutation, pooled, every value compared with" in result.out
+    assert json.loads(run("finalise", source, "--out", out, "--shard-tiles", 2, "--json").out)["shape"] == [11, 11]
+    annotations = ("--annotations", scenes / "database.json", "--json")
+    for verb in ("retrieve", "cka"):
+        stores = [[each] * (2 if verb == "cka" else 1) for each in (source, out)]
+        more = annotations if verb == "retrieve" else ("--invariance2", "none", "--json")
+        mine, other = (json.loads(run(verb, *each, *more).out) for each in stores)
+        assert mine == other
+    (source / "inner_product/none/c/0/1").unlink()
+    refused(run("finalise", source, "--out", tmp_path / "new.zarr"), "lacks 1 parts (tile (0, 1) under none)")
+    refused(run("finalise", tmp_path / "nothing.zarr", "--out", out), "There is no Zarr store")
+
+
+def test_a_store_that_another_run_is_writing_is_refused(run: Run, scenes: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, scenes)
+    assert run("run", recipe).status == 0
+    location = Location.of(tmp_path / "work/rsm/net.zarr")
+    with Lease(location):
+        assert run("run", recipe).status == 0  # a finished one is only read
+        location.delete("inner_product/none/c/0/0")
+        refused(run("run", recipe), "net.zarr is in use by process", "its lease expires in", " s unless it is renewed")
+        refused(run("verify", recipe, "--repair"), "is in use by process")
+    assert run("run", recipe).status == 0
 
 
 def test_tables_follow_the_samples_they_were_computed_from(run: Run, scenes: Path, tmp_path: Path) -> None:

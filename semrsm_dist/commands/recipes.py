@@ -1,4 +1,4 @@
-"""Verbs that work on a recipe: demo, run, plan, verify, report, schema."""
+"""Verbs that work on a recipe: demo, run, plan, report, schema."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 import click
 
 from semrsm_dist.commands.output import json_option, print_json, print_retrieval, print_table
-from semrsm_dist.progress import progress
 from storage_schemas.errors import InvalidInputError
 from storage_schemas.location import storage_errors
 
@@ -94,42 +93,6 @@ def plan(recipe: Path, simulate: str | None, as_json: bool, **overrides: Any) ->
             click.echo(f"On paper, with {cluster}:\n{simulations[name]}")
         elif cluster is not None:
             click.echo("On paper: nothing is missing.")
-
-
-@click.command()
-@recipe_argument
-@click.option("--workdir", help="Directory or object-store URL to look at, instead of the recipe's.")
-@json_option
-def verify(recipe: Path, workdir: str | None, as_json: bool) -> int:
-    """Read every tile of RECIPE again and check that it is there, whole and finite.
-
-    Exit status 1 when something is missing or damaged; `semrsm run` computes that again.
-
-    \b
-    Example:   semrsm verify recipes/playing_cards.yaml
-    """
-    from semrsm_dist.runtime.inventory import damaged_units
-    from storage_schemas import RsmStore
-
-    pipeline = pipeline_of(recipe, as_json, {"workdir": workdir})
-    invariances = pipeline.recipe.rsm_settings().invariances
-    bad: dict[str, dict[str, str]] = {}
-    for model in pipeline.recipe.models:
-        store = RsmStore.open(pipeline.rsm(model))
-        with progress(f"Verifying {model.name}", "units", quiet=as_json) as report_progress:
-            found = damaged_units(store, invariances, report_progress)
-        bad[model.name] = {str(unit): reason for unit, reason in found.items()}
-    n_bad = sum(len(units) for units in bad.values())
-    if as_json:
-        print_json({"damaged": n_bad, "models": bad})
-    else:
-        for name, units in bad.items():
-            click.echo(f"{name}: {f'{len(units)} missing or damaged' if units else 'every tile is present and whole'}")
-            for unit, reason in list(units.items())[:10]:
-                click.echo(f"  {unit}: {reason}")
-        if n_bad:
-            click.echo(f"`semrsm run {recipe}` computes what is missing or damaged.")
-    return 1 if n_bad else 0
 
 
 @click.command()

@@ -35,6 +35,8 @@ class PreparedBlock:
     """Each ``(n, W, C)``, C-contiguous: concept vectors in windows of similar norm; one window of all is in stored order."""
     operands: tuple[Any, ...]
     """The same windows as the affinity product takes them."""
+    norms: NDArray[np.float64] | None
+    """Norms ``(n,)`` of the windows together, where the product rounds and they bound by how much."""
     exponents: NDArray[np.int32]
     """``(n,)``: sample ``i`` was divided by ``2 ** exponents[i]``, which is exact; 0 unless its scale is extreme."""
 
@@ -79,7 +81,9 @@ class WindowedMatching:
 
     def _prepared(self, windows: tuple[NDArray[np.float32], ...], exponents: NDArray[np.int32]) -> PreparedBlock:
         """Windows with their operands."""
-        return PreparedBlock(windows, tuple(self.product.operand(window) for window in windows), exponents)
+        operands = tuple(self.product.operand(window) for window in windows)
+        squares = sum(frobenius_norms(window) ** 2 for window in windows) if self.product.rounding else None
+        return PreparedBlock(windows, operands, None if squares is None else np.sqrt(squares), exponents)
 
     def norms(self, block: NDArray[np.float32]) -> NDArray[np.float64]:
         """Frobenius norms, ``(n,)``."""
@@ -93,9 +97,9 @@ class WindowedMatching:
             self._add_window(rows, columns, number, same, values, gaps)
         if len(rows.windows) > 1 and self.solver.tolerance < np.inf:
             self._solve_cancelling_pairs_exactly(rows, columns, values, gaps)
-        if self.product.rounding:  # once for what the optimum gains from the rounding, once for what was chosen by it
-            norms = [np.sqrt(sum(frobenius_norms(window) ** 2 for window in block.windows)) for block in (rows, columns)]
-            gaps += 2 * self.product.rounding * np.outer(*norms)
+        if rows.norms is not None and columns.norms is not None:
+            # Once for what the optimum gains from the rounding, once for what was chosen by it.
+            gaps += 2 * self.product.rounding * np.outer(rows.norms, columns.norms)
         if same:
             mirror(values)
             mirror(gaps)

@@ -48,7 +48,9 @@ def timeline(events: pa.Table, *, theme: Theme = "light") -> bytes:
         raise InvalidInputError("There are no events to draw yet; a run records them as tiles are done.")
     ink = INK[theme]
     begin = done["queued"].cast(pa.int64()).to_numpy().min()
-    seconds = {name: (done[name].cast(pa.int64()).to_numpy() - begin) / 1e6 for name in ("queued", "started", "ended", "received")}
+    seconds = {
+        name: (done[name].cast(pa.int64()).to_numpy() - begin) / 1e6 for name in ("queued", "started", "ended", "received")
+    }
     workers, rows = _rows(done)
     figure = Figure(figsize=(11, min(2.2 + 0.22 * len(workers), 12)), layout="constrained")
     bars, load = figure.subplots(2, 1, sharex=True, height_ratios=[max(len(workers), 4), 3])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -30,7 +30,8 @@ from storage_schemas import (
 )
 from storage_schemas.activations import samples_url
 from storage_schemas.fingerprint import fingerprint
-from storage_schemas.location import Location
+from storage_schemas.lease import LEASE_SECONDS, Lease
+from storage_schemas.location import Location, relative
 from storage_schemas.rsm import events_url
 from storage_schemas.tables import SAMPLES, read_table
 
@@ -76,6 +77,8 @@ class RunSettings:
     memory_per_worker: int | None = None
     """Bytes a worker may use; its share of the machine's when None."""
     policy: Policy = field(default_factory=Policy)
+    lease_seconds: float = LEASE_SECONDS
+    """How long the store stays this run's after its last sign of life."""
 
 
 @dataclass(frozen=True)
@@ -194,11 +197,14 @@ def run_rsm(
     run: RunSettings,
     *,
     plan: RsmPlan | None = None,
+    discard: Collection[Unit] = (),
     report: Report | None = None,
     report_verify: Report | None = None,
     on_attempt: Callable[[Attempt], None] | None = None,
 ) -> RsmRun:
-    """Compute what is missing or damaged, then verify every unit.
+    """Compute what is missing or damaged, then verify every unit, as the only writer of the store.
+
+    A store that is finished and whole is read only: that needs no lease, and changes nothing.
 
     Parameters
     ----------
@@ -210,6 +216,8 @@ def run_rsm(
         Where and how.
     plan
         From :func:`plan_rsm`: gives workers their cache and reservation, and the loop what to expect; not needed.
+    discard
+        Units that are known to be wrong, to be computed again; they are removed once the store is this run's.
     report, report_verify
         Told how many units are in the store, and how many have been verified.
     on_attempt
@@ -217,15 +225,48 @@ def run_rsm(
 
     Raises
     ------
+    StoreInUseError
+        When another run is writing the store.
+    LeaseLostError
+        When the store has become another run's, because this one was not heard of for too long.
     StorageUnavailableError
         When the disk is full, read-only or out of reach; what is written stays.
     """
     store = RsmStore.open(job.out, writable=True)
-    store.location.sweep()
+    discard = set(discard)
+    if not discard and not missing_units(store, invariances):
+        discard = set(damaged_units(store, invariances, report_verify))
+        if not discard:
+            return RsmRun(sum(1 for _ in units_of(store, invariances)), 0, {})
+    with Lease(store.location, run.lease_seconds) as lease:
+        store.location.sweep()
+        for unit in discard:
+            delete_unit(store, unit)
+        return _write(job, store, invariances, run, lease, plan, report, report_verify, on_attempt)
+
+
+def _write(
+    job: RsmJob,
+    store: RsmStore,
+    invariances: Sequence[Invariance],
+    run: RunSettings,
+    lease: Lease,
+    plan: RsmPlan | None,
+    report: Report | None,
+    report_verify: Report | None,
+    on_attempt: Callable[[Attempt], None] | None,
+) -> RsmRun:
+    """Rounds of computing and verifying, until nothing is damaged, while the lease is held."""
     planned = sum(1 for _ in units_of(store, invariances))
     todo = missing_units(store, invariances)
     computed, set_aside = 0, dict[Unit, str]()
     executor: Executor | None = None
+
+    def verified(done: int, total: int) -> None:
+        lease.check()
+        if report_verify:
+            report_verify(done, total)
+
     recorder = EventRecorder(events_url(store.location))
     finished = False
     try:
@@ -237,11 +278,16 @@ def run_rsm(
                 def follow(attempt: Attempt) -> None:
                     nonlocal there
                     recorder.record(attempt)
+                    lease.check()
                     there += attempt.status == "done"
                     if report:
                         report(there, total)  # noqa: B023 - called within this turn of the loop only
                     if on_attempt:
                         on_attempt(attempt)
+
+                def idle() -> None:
+                    lease.check()
+                    recorder.flush_if_due()
 
                 if report:
                     report(there, total)
@@ -250,12 +296,12 @@ def run_rsm(
                     executor,
                     policy=run.policy,
                     on_attempt=follow,
-                    on_idle=recorder.flush_if_due,
+                    on_idle=idle,
                     expected_seconds=plan.tile_seconds if plan else {},
                 )
                 computed += result.done
                 set_aside = result.set_aside
-            damaged = {} if set_aside else damaged_units(store, invariances, report_verify)
+            damaged = {} if set_aside else damaged_units(store, invariances, verified)
             if not damaged:
                 finished = True
                 return RsmRun(planned, computed, set_aside)
@@ -302,23 +348,6 @@ def _slots(run: RunSettings) -> int:
         slots = cluster_slots(run.address)
         return min(slots, run.workers) if run.workers else slots
     return run.workers or machine_cpus()
-
-
-def relative(target: Location, store: Location) -> str:
-    """Address of ``target`` as seen from beside ``store``, so that a work directory can be moved as a whole."""
-    if target.local_path is not None and store.local_path is not None:
-        return os.path.relpath(target.local_path, store.local_path.parent)
-    prefix = f"{store.parent.parent}/"
-    return f"../{target.url.removeprefix(prefix)}" if target.url.startswith(prefix) else target.url
-
-
-def resolve(address: str, store: Location) -> Location:
-    """The location that :func:`relative` described."""
-    if "://" in address or os.path.isabs(address):
-        return Location.of(address)
-    if store.local_path is not None:
-        return Location.of(os.path.normpath(store.local_path.parent / address))
-    return store.parent.parent / address.removeprefix("../")
 
 
 def _samples_hash(store: ActivationStore) -> str | None:

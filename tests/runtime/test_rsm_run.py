@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from semrsm_dist import semantic_rsm
+from semrsm_dist.grid import TileKey
 from semrsm_dist.matching import MatchingSettings
 from semrsm_dist.reduction.stored import StoredRsm, load_rsm
 from semrsm_dist.runtime import rsm_run
@@ -22,19 +24,21 @@ from semrsm_dist.runtime.rsm_run import (
     RunSettings,
     create_rsm,
     plan_rsm,
-    relative,
-    resolve,
     run_rsm,
 )
+from semrsm_dist.runtime.units import Unit
 from storage_schemas import (
     ActivationStore,
     FingerprintMismatchError,
     IncompleteStoreError,
     InvalidInputError,
+    LeaseLostError,
     RsmStore,
+    StoreInUseError,
     StoreNotFoundError,
 )
-from storage_schemas.location import Location
+from storage_schemas.lease import Holder, Lease
+from storage_schemas.location import Location, relative, resolve
 from storage_schemas.rsm import events_url
 from storage_schemas.tables import EVENTS, read_folder
 
@@ -354,3 +358,64 @@ def test_numbers_of_another_solver_release_are_not_mixed_in(
     monkeypatch.setattr(rsm_run, "version", lambda name: "0.1")
     with pytest.raises(FingerprintMismatchError, match=r'packages\.numba is ".*" in the store and "0\.1" now'):
         create_rsm(str(store.location), None, str(tmp_path / "r.zarr"), SETTINGS)
+
+
+def test_a_store_has_one_writer_and_a_finished_one_needs_none(make_activations: Make, tmp_path: Path, tree: Tree) -> None:
+    store = make_activations(n_samples=7)
+    job = create_rsm(str(store.location), None, str(tmp_path / "r.zarr"), SETTINGS)
+    location, half = Location.of(tmp_path / "r.zarr"), tmp_path / "r.zarr/half#1"
+    half.write_bytes(b"")
+    with Lease(location):
+        with pytest.raises(StoreInUseError, match=r"r\.zarr is in use by process"):
+            run_rsm(job, EVERY, SERIAL)
+        assert half.exists()  # another's unfinished file is not swept
+    assert run_rsm(job, EVERY, SERIAL).computed
+    assert not (tmp_path / "r.lease.json").exists()
+    with Lease(location):
+        whole = tree(tmp_path)
+        assert run_rsm(job, EVERY, SERIAL).computed == 0
+        assert tree(tmp_path) == whole
+        tile = tmp_path / "r.zarr/inner_product/none/c/0/1"
+        data = tile.read_bytes()
+        tile.write_bytes(bytes(reversed(data)))
+        with pytest.raises(StoreInUseError):
+            run_rsm(job, EVERY, SERIAL)
+        assert tile.read_bytes() == bytes(reversed(data))
+    assert run_rsm(job, EVERY, SERIAL).computed == 1
+    assert tile.read_bytes() == data
+
+
+@pytest.mark.parametrize("during", ["computing", "verifying"])
+def test_a_run_that_loses_its_lease_stops_and_can_be_gone_on_with(make_activations: Make, tmp_path: Path, during: str) -> None:
+    store = make_activations(n_samples=23)
+    job = create_rsm(str(store.location), None, str(tmp_path / "r.zarr"), SETTINGS)
+    lease = tmp_path / "r.lease.json"
+    other = Holder.this_process(3600).to_json()
+    units: list[int] = []
+
+    def take(done: int, total: int) -> None:
+        units.append(done)
+        lease.write_bytes(other)
+        time.sleep(0.1)
+
+    quick = replace(SERIAL, lease_seconds=0.2)
+    reports = {"report" if during == "computing" else "report_verify": take}
+    with pytest.raises(LeaseLostError, match="took it over"):
+        run_rsm(job, EVERY, quick, **reports)
+    assert 0 < len(units) < 10
+    assert lease.read_bytes() == other
+    lease.unlink()
+    run = run_rsm(job, EVERY, SERIAL)
+    assert not run.set_aside
+    assert run.computed < run.planned
+
+
+def test_units_that_are_known_to_be_wrong_are_computed_again(make_activations: Make, tmp_path: Path, tree: Tree) -> None:
+    store = make_activations(n_samples=13)
+    job = create_rsm(str(store.location), None, str(tmp_path / "r.zarr"), SETTINGS)
+    run_rsm(job, EVERY, SERIAL)
+    whole = tree(tmp_path / "r.zarr")
+    RsmStore.open(job.out, writable=True).write_tile("none", 0, 1, np.zeros((5, 5)))  # whole, finite, and wrong
+    assert run_rsm(job, EVERY, SERIAL).computed == 0
+    assert run_rsm(job, EVERY, SERIAL, discard=[Unit(TileKey(0, 1), "none")]).computed == 1
+    assert tree(tmp_path / "r.zarr") == whole

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import obstore
 import pytest
+from obstore.exceptions import AlreadyExistsError, PreconditionError
+from obstore.store import MemoryStore
 
 from storage_schemas import StorageUnavailableError, StoreNotFoundError
 from storage_schemas.location import Location, storage_errors
@@ -91,3 +96,71 @@ def test_a_read_only_disk_is_one_sentence(small_disk: Path) -> None:
     with pytest.raises(StorageUnavailableError, match="read-only"):
         location.put("second", b"2")
     assert location.get("first") == b"1"
+
+
+def test_an_object_is_created_once(tmp_path: Path) -> None:
+    location = Location.of(tmp_path)
+    assert location.create("a", b"1")
+    assert not location.create("a", b"2")
+    assert location.get("a") == b"1"
+
+
+def test_an_object_is_swapped_or_removed_only_while_it_holds_what_it_held(tmp_path: Path) -> None:
+    location = Location.of(tmp_path)
+    assert not location.swap("a", b"1", b"2")
+    location.put("a", b"1")
+    assert location.swap("a", b"1", b"2")
+    assert not location.swap("a", b"1", b"3")
+    assert not location.swap("a", b"1", None)
+    assert location.get("a") == b"2"
+    assert location.swap("a", b"2", None)
+    assert location.sizes() == {}
+
+
+def test_of_many_swaps_of_the_same_object_one_succeeds(tmp_path: Path) -> None:
+    location = Location.of(tmp_path)
+    for turn in range(30):
+        location.put("a", b"old")
+        start = threading.Barrier(8)
+
+        def swap(number: int, turn: int = turn, start: threading.Barrier = start) -> bool:
+            start.wait()
+            return location.swap("a", b"old", f"{turn} {number}".encode())
+
+        with ThreadPoolExecutor(8) as pool:
+            assert sum(pool.map(swap, range(8))) == 1
+
+
+def test_an_object_that_changes_during_a_swap_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = MemoryStore()
+    monkeypatch.setattr(Location, "store", memory)
+    location = Location.of("s3://bucket/x")
+    location.put("a", b"old")
+    get = obstore.get
+
+    def get_and_be_overtaken(store: MemoryStore, key: str) -> obstore.GetResult:
+        found = get(store, key)
+        obstore.put(store, key, b"theirs")
+        return found
+
+    monkeypatch.setattr(obstore, "get", get_and_be_overtaken)
+    assert not location.swap("a", b"old", b"mine")
+    monkeypatch.setattr(obstore, "get", get)
+    assert location.get("a") == b"theirs"
+
+
+@pytest.mark.parametrize("error", [AlreadyExistsError, PreconditionError])
+def test_a_write_that_the_network_repeats_has_still_succeeded(monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
+    memory = MemoryStore()
+    monkeypatch.setattr(Location, "store", memory)
+    location = Location.of("s3://bucket/x")
+    put = obstore.put
+
+    def put_twice(*arguments: object, **options: object) -> None:
+        put(*arguments, **options)
+        raise error
+
+    if error is PreconditionError:
+        location.put("a", b"old")
+    monkeypatch.setattr(obstore, "put", put_twice)
+    assert location.create("a", b"mine") if error is AlreadyExistsError else location.swap("a", b"old", b"mine")
