@@ -152,8 +152,6 @@ def exact_inner_product(
     invariance: Invariance,
     matching: MatchingSettings,
     spatial_shape: tuple[int, int] | None = None,
-    *,
-    same: bool = False,
 ) -> float:
     """The matched inner product of two samples, as plainly as it can be computed.
 
@@ -164,13 +162,11 @@ def exact_inner_product(
     invariance, matching, spatial_shape
         As for :func:`semrsm_dist.matching.alignment`. A greedy matching has no plain form that breaks ties alike: its own code
         computes it.
-    same
-        Whether both are the same sample of a symmetric RSM.
     """
     if invariance == "permutation" and not matching.certifies:
         greedy = alignment("permutation", matching)
         prepared = [greedy.prepare(sample[None]) for sample in (row, column)]
-        return float(greedy.inner_products(*prepared, same=same).inner_products[0, 0])
+        return float(greedy.inner_products(*prepared, same=False).inner_products[0, 0])
     first, second = row.astype(np.float64), column.astype(np.float64)
     match invariance:
         case "none":
@@ -255,8 +251,7 @@ def _checks_of_pair(
         tile = Unit(key, invariance)
         if tile not in unreadable:
             stored = store.read_tile(invariance, key.row, key.column)[row - key.row * size, column - key.column * size]
-            same = store.symmetric and row == column
-            exact = exact_inner_product(*samples, invariance, matching, activations.spatial_shape, same=same)
+            exact = exact_inner_product(*samples, invariance, matching, activations.spatial_shape)
             scale, shortfall = norms[0] * norms[1], ROUNDING
             if invariance == "permutation" and matching.certifies:
                 shortfall = allowed_shortfall(matching, exact, scale, samples[0].shape[1])

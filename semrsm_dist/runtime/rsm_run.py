@@ -278,7 +278,6 @@ def _write(
                 def follow(attempt: Attempt) -> None:
                     nonlocal there
                     recorder.record(attempt)
-                    lease.check()
                     there += attempt.status == "done"
                     if report:
                         report(there, total)  # noqa: B023 - called within this turn of the loop only

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from storage_schemas import (
     DamagedChunkError,
     IncompleteStoreError,
     InvalidInputError,
+    LeaseLostError,
     RsmStore,
     StoreInUseError,
 )
@@ -56,7 +59,7 @@ def source(make_activations: Make, tmp_path: Path) -> RsmStore:
 
 @pytest.mark.parametrize("shard_tiles", [1, 3, 7, 50])
 def test_a_published_store_holds_the_same_bits_and_is_read_alike(source: RsmStore, tmp_path: Path, shard_tiles: int) -> None:
-    out = tmp_path / "public/p.zarr"
+    out = tmp_path / "for/everyone/p.zarr"
     publish(source.location, str(out), shard_tiles=shard_tiles)
     assert sorted(path.name for path in out.parent.iterdir()) == ["p.zarr"]
     published = RsmStore.open(str(out))
@@ -211,6 +214,24 @@ def test_a_publication_has_one_writer(source: RsmStore, tmp_path: Path) -> None:
         publish(source.location, str(tmp_path / "p.zarr"))
 
 
+@pytest.mark.parametrize("shard", [1, 27])
+def test_a_publication_that_loses_its_lease_publishes_nothing(
+    source: RsmStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard: int
+) -> None:
+    folder = Location.of(tmp_path)
+    monkeypatch.setattr(publication, "Lease", partial(Lease, seconds=0.1))
+
+    def lose(done: int, total: int) -> None:
+        if done == shard:
+            while not folder.swap("p.lease.json", folder.get("p.lease.json"), None):  # renewed meanwhile
+                pass
+            time.sleep(0.2)
+
+    with pytest.raises(LeaseLostError, match="its lease was removed"):
+        publish(source.location, str(tmp_path / "p.zarr"), shard_tiles=3, report=lose)
+    assert not (tmp_path / "p.zarr").exists()
+
+
 def test_storage_that_does_not_keep_a_bit_is_found(source: RsmStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = publication.write_selection
 
@@ -229,8 +250,10 @@ def test_a_published_store_is_not_written_again(source: RsmStore, make_activatio
     whole = tree(out)
     with pytest.raises(InvalidInputError, match="is a published store, which is only read; choose another output"):
         RsmStore.open(str(out), writable=True)
+    stores = (str(tmp_path / "q.zarr"), str(tmp_path / "d.zarr"))
+    settings = RsmSettings(("pooled",), matching=MatchingSettings("optimal"), tile_size=3)
     with pytest.raises(InvalidInputError, match="is a published store"):
-        computed(out, ActivationStore.open(str(tmp_path / "q.zarr")), ActivationStore.open(str(tmp_path / "d.zarr")))
+        create_rsm(*stores, str(out), settings)
     assert tree(out) == whole
 
 
