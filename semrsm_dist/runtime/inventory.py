@@ -15,7 +15,7 @@ from storage_schemas.rsm import Side
 def units_of(store: RsmStore, invariances: Sequence[Invariance]) -> Iterator[Unit]:
     """Every unit of the finished store: norms first, then tiles, the invariances of a tile beside each other."""
     grid = grid_of(store)
-    for side in _sides(store):
+    for side in sides_of(store):
         length = grid.shape[0] if side == "row" else grid.shape[1]
         for block in range(-(-length // grid.tile_size)):
             for invariance in invariances:
@@ -28,7 +28,7 @@ def units_of(store: RsmStore, invariances: Sequence[Invariance]) -> Iterator[Uni
 def missing_units(store: RsmStore, invariances: Sequence[Invariance]) -> list[Unit]:
     """The plan minus what one listing of each array finds."""
     tiles = {name: store.present_tiles(name) for name in invariances}
-    norms = {(name, side): store.present_norms(name, side) for name in invariances for side in _sides(store)}
+    norms = {(name, side): store.present_norms(name, side) for name in invariances for side in sides_of(store)}
 
     def present(unit: Unit) -> bool:
         if unit.part == "tile":
@@ -71,6 +71,6 @@ def delete_unit(store: RsmStore, unit: Unit) -> None:
         store.delete_norms(unit.invariance, "row" if unit.part == "row_norms" else "column", unit.key.row)
 
 
-def _sides(store: RsmStore) -> tuple[Side, ...]:
+def sides_of(store: RsmStore) -> tuple[Side, ...]:
     """Sides that have norms of their own."""
     return ("row",) if store.symmetric else ("row", "column")

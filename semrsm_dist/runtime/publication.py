@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 from semrsm_dist.grid import Grid, MinibatchGrid, TileKey
 from semrsm_dist.names import Invariance
 from semrsm_dist.progress import Report
-from semrsm_dist.runtime.inventory import grid_of, missing_units
+from semrsm_dist.runtime.inventory import grid_of, missing_units, sides_of
 from storage_schemas import DamagedChunkError, IncompleteStoreError, InvalidInputError, RsmStore, StoreNotFoundError
 from storage_schemas.fingerprint import package_versions
 from storage_schemas.groups import create_array, read_selection, write_selection
 from storage_schemas.lease import Lease
 from storage_schemas.location import Location, persist, relative, resolve, storage_errors
-from storage_schemas.rsm import MANIFEST, PUBLISHED, SCHEMA, VERSION, Side, checksum
+from storage_schemas.rsm import MANIFEST, PUBLISHED, SCHEMA, VERSION, checksum
 
 DEFAULT_SHARD_TILES = 10
 ReadTile = Callable[[int, int], NDArray[np.float64]]
@@ -143,7 +143,7 @@ class _Publication:
     def _write_invariance(self, invariance: str) -> dict[str, Any]:
         """Norms and tiles under one invariance; returns what the manifest says of them."""
         entry: dict[str, Any] = {"tiles": self._grid.n_tiles}
-        for side in _sides(self.source):
+        for side in sides_of(self.source):
             norms = self.source.read_norms(invariance, side)
             self._write_whole(f"{side}_norms/{invariance}", norms, (side,))
             entry[f"{side}_norms"] = checksum(norms)
@@ -239,11 +239,6 @@ def _holds(grid: Grid, row: int, column: int) -> bool:
         return True
     tiles = grid.batch_size // grid.tile_size
     return row // tiles == column // tiles
-
-
-def _sides(store: RsmStore) -> tuple[Side, ...]:
-    """Sides that have norms of their own."""
-    return ("row",) if store.symmetric else ("row", "column")
 
 
 def _require_complete(store: RsmStore) -> None:

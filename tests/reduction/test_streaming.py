@@ -31,6 +31,7 @@ from semrsm_dist.reduction.strips import MapStrips, Strip, strips_of
 from semrsm_dist.runtime.ray_executor import ray_map
 from storage_schemas import InvalidInputError, RsmStore
 from storage_schemas.tables import NEIGHBOURS
+from tests.reduction.test_cka import plain_hsic
 
 KERNELS: tuple[KernelName, ...] = ("linear", "cosine", "rbf")
 
@@ -54,18 +55,6 @@ def fabricate(url: str, grid: Grid, invariances: Mapping[str, tuple[np.ndarray, 
                 part = slice(block * grid.tile_size, (block + 1) * grid.tile_size)
                 store.write_norms(name, side, block, norms[part])
     return RsmStore.open(url)
-
-
-def plain_hsic(k: np.ndarray, l: np.ndarray, estimator: Estimator) -> float:
-    """HSIC as its definition reads."""
-    n = len(k)
-    if estimator == "biased":
-        h = np.eye(n) - 1 / n
-        return float(np.trace(k @ h @ l @ h)) / (n - 1) ** 2
-    k, l = k - np.diag(np.diag(k)), l - np.diag(np.diag(l))
-    one = np.ones(n)
-    middle = (one @ k @ one) * (one @ l @ one) / ((n - 1) * (n - 2))
-    return float(np.trace(k @ l) + middle - 2 / (n - 2) * (one @ k @ l @ one)) / (n * (n - 3))
 
 
 def plain_ranking(values: np.ndarray, allowed: np.ndarray, k: int) -> list[list[int]]:
