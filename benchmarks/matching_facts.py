@@ -22,7 +22,7 @@ BUDGET = 10**9
 
 
 def scans_per_row(affinity: np.ndarray, *, ours: bool) -> float:
-    """Bids for each row until ε certifies about 10⁻⁶: with our prices and ε, or prices of zero and ε from the range by eighths."""
+    """Bids for each row until ε certifies about 10⁻⁶: with our prices and ε, or with prices of zero and ε of the range."""
     size = len(affinity)
     width = -(-size // LANES) * LANES
     scaled, prices = np.empty((size, width), dtype=np.int32), np.empty(width, dtype=np.int32)
