@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
 from semrsm_dist.matching import Alignment, Matched
+from semrsm_dist.matching.panels import PANEL
+from semrsm_dist.matching.values import mirror
 from semrsm_dist.names import Centring
+
+ReadBlock = Callable[[slice], NDArray[np.float32]]
+"""Gives the centred samples ``(n, S, C)`` of a slice of a tile's rows or columns, counted from the tile's first."""
 
 
 def centred(features: NDArray[np.floating], centre: NDArray[np.float64] | None) -> NDArray[np.float32]:
@@ -77,3 +84,53 @@ def compute_tile(
     """
     prepared = alignment.prepare(rows)
     return alignment.inner_products(prepared, prepared if same else alignment.prepare(columns), same=same)
+
+
+def compute_tile_in_blocks(
+    read_rows: ReadBlock,
+    read_columns: ReadBlock,
+    shape: tuple[int, int],
+    block_samples: int,
+    alignment: Alignment,
+    *,
+    same: bool = False,
+) -> Matched:
+    """Matched inner products of a tile that is too large for the memory, block by block: :func:`compute_tile`, to the bit.
+
+    Parameters
+    ----------
+    read_rows, read_columns
+        Called for one block after the other; from one call to the next at least one of the two blocks stays the same.
+    shape
+        ``(n, m)`` of the tile.
+    block_samples
+        Samples of a block: a multiple of :data:`~semrsm_dist.matching.panels.PANEL`, or at least ``max(n, m)``.
+    alignment, same
+        As :func:`compute_tile` takes them.
+    """
+    if block_samples % PANEL and block_samples < max(shape):
+        raise ValueError(f"blocks of {block_samples} samples are not whole panels of {PANEL}")
+    values, bounds = np.empty(shape), np.empty(shape)
+    bounded = True
+    row_blocks, column_blocks = (_slices(length, block_samples) for length in shape)
+    for number, i in enumerate(row_blocks):
+        rows = read_rows(i)
+        for j in column_blocks if number % 2 == 0 else reversed(column_blocks):  # back and forth: each turn shares a block
+            if same and j.start < i.start:
+                continue
+            on_diagonal = same and i == j
+            matched = compute_tile(rows, rows if on_diagonal else read_columns(j), alignment, same=on_diagonal)
+            values[i, j] = matched.inner_products
+            if matched.upper_bounds is None:
+                bounded = False
+            else:
+                bounds[i, j] = matched.upper_bounds
+    if same:
+        mirror(values)
+        mirror(bounds)
+    return Matched(values, bounds if bounded else None)
+
+
+def _slices(length: int, size: int) -> list[slice]:
+    """Consecutive slices of at most ``size`` that cover a length."""
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]

@@ -11,9 +11,19 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
+from semrsm_dist.matching.panels import PANEL, panels, whole_panels
 from semrsm_dist.matching.protocol import Matched
-from semrsm_dist.matching.values import frobenius_norms
+from semrsm_dist.matching.values import frobenius_norms, mirror
 from storage_schemas.errors import InvalidInputError
+
+
+@dataclass(frozen=True)
+class Spectra:
+    """Spectra of the maps of ``n`` samples."""
+
+    values: NDArray[np.complex128]
+    """``(F, n, C)``, where ``F = H · (W // 2 + 1)`` and ``n`` is filled up to whole panels with zeros."""
+    n_samples: int
 
 
 @dataclass(frozen=True)
@@ -39,34 +49,42 @@ class Translation:
         assert self.spatial_shape is not None
         return self.spatial_shape
 
-    def prepare(self, block: NDArray[np.float32]) -> NDArray[np.complex128]:
-        """Spectra ``(F, n, C)`` of the maps, where ``F = H · (W // 2 + 1)``."""
+    def prepare(self, block: NDArray[np.float32]) -> Spectra:
+        """Spectra of the maps, each transformed by itself."""
         height, width = self._height_width()
         n_samples, n_positions, n_channels = block.shape
         if n_positions != height * width:
             raise InvalidInputError(
                 f"{n_positions} positions are not a map of {height}×{width}, which translation invariance needs."
             )
-        maps = block.reshape(n_samples, height, width, n_channels).astype(np.float64)
-        spectra = scipy.fft.rfft2(maps, axes=(1, 2)).reshape(n_samples, -1, n_channels)
-        return np.ascontiguousarray(spectra.transpose(1, 0, 2))
+        spectra = np.zeros((height * (width // 2 + 1), whole_panels(n_samples), n_channels), dtype=np.complex128)
+        for index, sample in enumerate(block):
+            spectrum = scipy.fft.rfft2(sample.reshape(height, width, n_channels).astype(np.float64), axes=(0, 1))
+            spectra[:, index] = spectrum.reshape(len(spectra), n_channels)
+        return Spectra(spectra, n_samples)
 
     def norms(self, block: NDArray[np.float32]) -> NDArray[np.float64]:
         """Frobenius norms, ``(n,)``."""
         return frobenius_norms(block)
 
-    def inner_products(self, rows: NDArray[np.complex128], columns: NDArray[np.complex128], *, same: bool) -> Matched:
+    def inner_products(self, rows: Spectra, columns: Spectra, *, same: bool) -> Matched:
         """The best shift's inner product ``(n, m)`` of every pair."""
         height, width = self._height_width()
-        values = np.empty((rows.shape[1], columns.shape[1]))
-        for i in range(rows.shape[1]):
-            cross = np.matmul(rows[:, i : i + 1, :].conj(), columns.transpose(0, 2, 1))[:, 0, :]
-            shifts = scipy.fft.irfft2(cross.reshape(height, width // 2 + 1, -1), s=(height, width), axes=(0, 1))
-            values[i] = shifts.max(axis=(0, 1))
-        values = np.maximum(values, values.T) if same else values
+        values = np.zeros((rows.values.shape[1], columns.values.shape[1]))
+        for i in panels(len(values)):
+            conjugates = rows.values[:, i].conj()
+            for j in panels(values.shape[1]):
+                if not (same and j.start < i.start):
+                    cross = np.matmul(conjugates, columns.values[:, j].transpose(0, 2, 1)).reshape(height, width // 2 + 1, -1)
+                    shifts = scipy.fft.irfft2(cross, s=(height, width), axes=(0, 1))
+                    values[i, j] = shifts.max(axis=(0, 1)).reshape(PANEL, PANEL)
+        values = np.ascontiguousarray(values[: rows.n_samples, : columns.n_samples])
+        if same:
+            mirror(values)
         return Matched(values, values)
 
     def working_bytes(self, n_samples: int, n_positions: int, n_channels: int) -> int:
-        """Spectra of two blocks, with the transform's own copies, and the shifts of one sample with all others."""
+        """Spectra of two blocks, and of a panel its conjugates and its shifts with another, with the transform's own copies."""
         height, width = self._height_width()
-        return (2 * 3 * n_samples * n_channels + 3 * n_samples) * height * (width // 2 + 1) * 16
+        spectra = 2 * whole_panels(n_samples) * n_channels
+        return (spectra + 2 * PANEL * n_channels + 4 * PANEL**2) * height * (width // 2 + 1) * 16

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from semrsm_dist.grid import Grid
+from semrsm_dist.grid import DEFAULT_TILE_SIZE, Grid
 from semrsm_dist.matching import Alignment, MatchingSettings, alignment
+from semrsm_dist.matching.panels import PANEL, whole_panels
 from semrsm_dist.names import Invariance
 from semrsm_dist.progress import binary_size, duration
 from semrsm_dist.tile import centred, compute_tile
 from storage_schemas import ActivationStore, InvalidInputError, RsmStore
 
-PROCESS_BYTES = 400 * 2**20
-"""Resident memory of a worker process before it reads anything: Python, NumPy, SciPy, Zarr and Ray."""
+PROCESS_BYTES = 300 * 2**20
+"""Resident memory of a worker process without samples: Python, NumPy, SciPy, Numba, Zarr and Ray; 235 MiB when measured."""
+TORCH_BYTES = 250 * 2**20
+"""What PyTorch adds, where bfloat16 needs it; 195 MiB when measured."""
+_CHUNKS_AT_ONCE = 10
+"""That Zarr reads and decodes at a time, unless it is configured otherwise."""
 CACHE_BYTES = 2**30
 """The most that a worker's cache of blocks is given."""
 _SAMPLES_TO_TIME = (4, 32)
@@ -48,8 +54,10 @@ class RsmPlan:
     """Size on disk of the finished tiles."""
     memory_per_worker: int
     """Projected peak memory of one worker, in bytes, the cache included."""
+    block_samples: int
+    """Samples that a worker reads and matches together: those of a tile, or fewer where a tile's do not fit its memory."""
     cache_bytes: int
-    """Of that, for blocks of samples that are kept beyond the two in use."""
+    """Of the memory, for blocks of samples that are kept beyond the two in use."""
     pair_seconds: Mapping[str, float]
     """Seconds for one pair under each invariance, timed on real pairs, on one core."""
     cpu_seconds: float
@@ -79,7 +87,7 @@ class RsmPlan:
                 f"invariances {', '.join(self.invariances)}",
                 f"  tiles        {self.n_tiles:,} ({self.n_missing:,} to compute), {self.n_pairs:,} pairs",
                 f"  disk         {binary_size(self.store_bytes)}",
-                f"  memory       {binary_size(self.memory_per_worker)} per worker",
+                f"  memory       {binary_size(self.memory_per_worker)} per worker, in blocks of {self.block_samples} samples",
                 f"  one pair     {timed}",
                 f"  time         {duration(self.cpu_seconds)} of CPU, about {duration(self.seconds)} "
                 f"with {self.workers} worker{'s' if self.workers != 1 else ''}",
@@ -88,26 +96,58 @@ class RsmPlan:
 
 
 def project_memory(
-    tile_size: int,
+    block_samples: int,
     n_positions: int,
     n_channels: int,
     itemsize: int,
     working_bytes: int,
     chunk_samples: int,
+    tile_size: int = DEFAULT_TILE_SIZE,
 ) -> int:
-    """Peak memory of a worker in bytes, from shapes alone.
+    """Peak memory of a worker in bytes, from shapes alone, beside the process itself.
 
-    Two centred float32 blocks, one block as stored while it is read together with the chunks it is decoded from, what the
-    alignment allocates, and the process itself. A cache of more blocks comes on top, from what
-    the worker may use.
+    Two centred float32 blocks; one block as stored; the chunks it is decoded from, compressed and decoded; and what the
+    alignment allocates. All of it is added up although it is not in use at the same time, since the C library keeps much
+    of what it was given back. A cache of more blocks comes on top, from what the worker may use.
 
     >>> project_memory(100, 49, 1280, 4, 0, 50) // 2**20
-    495
+    119
     """
     sample = n_positions * n_channels
-    blocks = 2 * tile_size * sample * 4
-    reading = (tile_size + 2 * chunk_samples) * sample * itemsize
-    return PROCESS_BYTES + blocks + max(reading, working_bytes)
+    before = chunk_samples - math.gcd(tile_size, block_samples, chunk_samples)  # of a block in its first chunk, at most
+    in_flight = min((before + block_samples - 1) // chunk_samples + 1, _CHUNKS_AT_ONCE) * chunk_samples
+    return 2 * block_samples * sample * 4 + (block_samples + 2 * in_flight) * sample * itemsize + working_bytes
+
+
+def fit_blocks(project: Callable[[int], int], tile_samples: int, memory_limit: int | None) -> int:
+    """The largest blocks whose memory is within a limit: a tile's samples, or a multiple of panels.
+
+    Parameters
+    ----------
+    project
+        Bytes that blocks of so many samples need.
+    tile_samples
+        Samples of a tile.
+    memory_limit
+        Bytes a worker may use; blocks are a tile's when None.
+
+    Raises
+    ------
+    InvalidInputError
+        When not even the smallest block fits.
+
+    >>> fit_blocks(lambda samples: samples * 10, 100, 800)
+    75
+    """
+    sizes = [tile_samples, *(size for size in range(whole_panels(tile_samples) - PANEL, 0, -PANEL))]
+    fitting = next((size for size in sizes if memory_limit is None or project(size) <= memory_limit), None)
+    if fitting is None:
+        assert memory_limit is not None
+        raise InvalidInputError(
+            f"A worker would need {binary_size(project(sizes[-1]))} for blocks of {sizes[-1]} samples, the smallest, "
+            f"and may use {binary_size(memory_limit)}; use fewer workers, or a machine with more memory."
+        )
+    return fitting
 
 
 def time_pairs(
@@ -144,6 +184,7 @@ def _timed(first: NDArray[np.float32], second: NDArray[np.float32], aligned: Ali
 def make_plan(
     grid: Grid,
     rows: ActivationStore,
+    columns: ActivationStore,
     invariances: Sequence[Invariance],
     matching: MatchingSettings,
     *,
@@ -171,17 +212,17 @@ def make_plan(
         When a worker needs more than it may use.
     """
     n_positions, n_channels, size = rows.n_positions, rows.n_channels, grid.tile_size
-    n_samples = min(size, max(grid.shape))
-    working = max(
-        alignment(name, matching, rows.spatial_shape).working_bytes(n_samples, n_positions, n_channels) for name in invariances
-    )
+    alignments = [alignment(name, matching, rows.spatial_shape) for name in invariances]
+
+    def project(block_samples: int) -> int:
+        working = max(aligned.working_bytes(block_samples, n_positions, n_channels) for aligned in alignments)
+        process = PROCESS_BYTES + (TORCH_BYTES if "torch" in matching.packages() else 0)
+        itemsize, chunk_samples = rows.dtype.itemsize, max(rows.chunk_samples, columns.chunk_samples)
+        return process + project_memory(block_samples, n_positions, n_channels, itemsize, working, chunk_samples, size)
+
+    block_samples = fit_blocks(project, min(size, max(grid.shape)), memory_limit)
+    least = project(block_samples)
     pairs_per_tile = grid.n_pairs / grid.n_tiles
-    least = project_memory(n_samples, n_positions, n_channels, rows.dtype.itemsize, working, rows.chunk_samples)
-    if memory_limit is not None and least > memory_limit:
-        raise InvalidInputError(
-            f"A worker would need {binary_size(least)} and may use {binary_size(memory_limit)}; "
-            "use fewer workers, a smaller tile_size, or a machine with more memory."
-        )
     all_blocks = (grid.shape[0] + (0 if grid.symmetric else grid.shape[1])) * n_positions * n_channels * 4
     cache = 0 if memory_limit is None else min(memory_limit - least, CACHE_BYTES, all_blocks)
     return RsmPlan(
@@ -194,6 +235,7 @@ def make_plan(
         n_pairs=grid.n_pairs * len(invariances),
         store_bytes=grid.n_tiles * len(invariances) * (size * size * 8 + 4),
         memory_per_worker=least + cache,
+        block_samples=block_samples,
         cache_bytes=cache,
         pair_seconds=dict(pair_seconds),
         cpu_seconds=float(sum(missing[name] * pairs_per_tile * pair_seconds[name] for name in invariances)),

@@ -35,7 +35,7 @@ from storage_schemas.location import Location, relative
 from storage_schemas.rsm import events_url
 from storage_schemas.tables import SAMPLES, read_table
 
-NUMERICS = 2
+NUMERICS = 3
 """Version of how numbers are computed; part of every fingerprint, raised when a change alters a bit of a result."""
 
 
@@ -182,6 +182,7 @@ def plan_rsm(job: RsmJob, invariances: Sequence[Invariance], run: RunSettings) -
     return make_plan(
         grid_of(store),
         rows,
+        columns,
         invariances,
         job.matching,
         missing=missing,
@@ -321,7 +322,8 @@ def _write(
 
 def make_executor(job: RsmJob, run: RunSettings, plan: RsmPlan | None = None) -> Executor:
     """The executor that the settings name; Ray is imported on first use."""
-    job = replace(job, cache_bytes=plan.cache_bytes if plan else 0)
+    if plan:
+        job = replace(job, block_samples=plan.block_samples, cache_bytes=plan.cache_bytes)
     if run.executor == "serial":
         return SerialExecutor(TileWorker(job).run)
     if not _on_cluster(run):

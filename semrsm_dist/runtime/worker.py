@@ -9,6 +9,7 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Self
@@ -21,7 +22,7 @@ from semrsm_dist.grid import Grid, grid_from
 from semrsm_dist.matching import Alignment, MatchingSettings, alignment
 from semrsm_dist.names import Invariance
 from semrsm_dist.runtime.units import Receipt, Unit
-from semrsm_dist.tile import centred, compute_tile
+from semrsm_dist.tile import ReadBlock, centred, compute_tile_in_blocks
 from storage_schemas import ActivationStore, RsmStore, SemrsmError
 from storage_schemas.rsm import Side
 
@@ -39,6 +40,8 @@ class RsmJob:
     fingerprint: str
     """Of the RSM store, so that a worker that lives on never serves blocks of a store that was made anew."""
     matching: MatchingSettings = field(default_factory=MatchingSettings)
+    block_samples: int | None = None
+    """Samples that are read and matched together; a tile's, when None."""
     cache_bytes: int = 0
     """Budget of a worker for blocks of samples that it keeps beyond the two in use."""
 
@@ -64,6 +67,7 @@ class TileWorker:
         self._centre = self._store.read_centre()
         self._bounded = {name for name in self._store.invariances() if self._store.has_upper_bounds(name)}
         self._alignments: dict[Invariance, Alignment] = {}
+        self._block_samples = min(job.block_samples or self._grid.tile_size, self._grid.tile_size)
         self._blocks: OrderedDict[tuple[Side, int], NDArray[np.float32]] = OrderedDict()
 
     def run(self, units: Iterable[Unit]) -> list[Receipt]:
@@ -98,20 +102,22 @@ class TileWorker:
 
     def _do(self, unit: Unit, clock: _Stopwatch) -> tuple[str, NDArray[np.float64] | None]:
         """Compute and write the chunk of a unit; returns its checksum and, of a tile, the relative gaps of its pairs."""
+        aligned = self._alignment(unit.invariance)
         if unit.part != "tile":
             side: Side = "row" if unit.part == "row_norms" else "column"
-            block = self._block(side, unit.key.row)
-            clock.lap("read")
-            norms = self._alignment(unit.invariance).norms(block)
+            read, length = self._reader(side, unit.key.row, clock)
+            blocks = range(0, length, self._block_samples)
+            norms = np.concatenate([aligned.norms(read(slice(first, first + self._block_samples))) for first in blocks])
             clock.lap("solve")
             checksum = self._store.write_norms(unit.invariance, side, unit.key.row, norms)
             clock.lap("write")
             return checksum, None
+        (rows, n_rows), (columns, n_columns) = (
+            self._reader("row", unit.key.row, clock),
+            self._reader("column", unit.key.column, clock),
+        )
         same = self._grid.symmetric and unit.key.on_diagonal
-        rows = self._block("row", unit.key.row)
-        columns = rows if same else self._block("column", unit.key.column)
-        clock.lap("read")
-        matched = compute_tile(rows, columns, self._alignment(unit.invariance), same=same)
+        matched = compute_tile_in_blocks(rows, columns, (n_rows, n_columns), self._block_samples, aligned, same=same)
         clock.lap("solve")
         bounds = matched.upper_bounds if unit.invariance in self._bounded else None
         checksum = self._store.write_tile(unit.invariance, unit.key.row, unit.key.column, matched.inner_products, bounds)
@@ -123,19 +129,32 @@ class TileWorker:
             self._alignments[invariance] = alignment(invariance, self._job.matching, self._rows.spatial_shape)
         return self._alignments[invariance]
 
-    def _block(self, side: Side, index: int) -> NDArray[np.float32]:
+    def _reader(self, side: Side, index: int, clock: _Stopwatch) -> tuple[ReadBlock, int]:
+        """What reads slices of the rows or columns of a tile, and how many there are."""
+        store = self._rows if side == "row" else self._columns
+        begin = index * self._grid.tile_size
+        end = min(begin + self._grid.tile_size, store.n_samples)
+
+        def read(part: slice) -> NDArray[np.float32]:
+            clock.lap("solve")
+            block = self._block(side, begin + part.start, min(begin + part.stop, end))
+            clock.lap("read")
+            return block
+
+        return read, end - begin
+
+    def _block(self, side: Side, start: int, stop: int) -> NDArray[np.float32]:
         """A centred block of samples, from the cache or the store."""
         store = self._rows if side == "row" else self._columns
-        wanted: tuple[Side, int] = ("row" if store is self._rows else side, index)
+        wanted: tuple[Side, int] = ("row" if store is self._rows else side, start)
         if wanted in self._blocks:
             self._blocks.move_to_end(wanted)
             return self._blocks[wanted]
-        block_bytes = self._grid.tile_size * store.n_positions * store.n_channels * 4
+        block_bytes = self._block_samples * store.n_positions * store.n_channels * 4
         room = max(2 + self._job.cache_bytes // block_bytes, 2)
         while len(self._blocks) >= room:  # before the new one is read, so that there are never more
             self._blocks.popitem(last=False)
-        start = index * self._grid.tile_size
-        block = centred(store.read(start, start + self._grid.tile_size), self._centre)
+        block = centred(store.read(start, stop), self._centre)
         self._blocks[wanted] = block
         return block
 
@@ -163,5 +182,7 @@ class _Stopwatch:
 
 def peak_memory_bytes() -> int:
     """Largest resident memory of this process so far, in bytes."""
+    with suppress(OSError), open("/proc/self/status") as status:  # getrusage begins with what the parent had
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -297,7 +297,7 @@ def test_the_plan_counts_what_is_missing_and_memory_is_bounded_whatever_n_is(mak
 def test_a_plan_that_does_not_fit_the_memory_is_refused(make_activations: Make, tmp_path: Path) -> None:
     store = make_activations(n_samples=13)
     job = create_rsm(str(store.location), None, str(tmp_path / "r.zarr"), SETTINGS)
-    with pytest.raises(InvalidInputError, match=r"would need .* MiB and may use 1.0 MiB"):
+    with pytest.raises(InvalidInputError, match=r"would need .* MiB for blocks of 5 samples, .* may use 1.0 MiB"):
         plan_rsm(job, EVERY, RunSettings(executor="serial", memory_per_worker=2**20))
     assert project_memory(100, 4096, 256, 4, 0, 1) > 2 * 100 * 4096 * 256 * 4
 
