@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -93,6 +94,8 @@ def create_array(
 
     With ``shards``, objects of that shape hold many chunks each, and an index with a checksum of its own.
     """
+    if "/" in path:
+        _require_group(location, path.rpartition("/")[0])
     if location.exists(f"{path}/zarr.json"):
         return open_array(location, path, writable=True)
 
@@ -114,6 +117,15 @@ def create_array(
     with suppress(ContainsArrayError):
         return persist(str(location), create)
     return open_array(location, path, writable=True)  # another run was faster, or the answer to the first try was lost
+
+
+def _require_group(location: Location, path: str) -> None:
+    """Write the metadata of a group inside a store unless it is there and whole."""
+    with suppress(ValueError, KeyError, TypeError):
+        if json.loads(location.peek(f"{path}/zarr.json") or b"")["node_type"] == "group":
+            return
+    location.delete(f"{path}/zarr.json")
+    persist(str(location), lambda: zarr.open_group(location.zarr_store(), path=path, mode="a", zarr_format=3))
 
 
 def open_array(location: Location, path: str, *, writable: bool = False) -> zarr.Array[Any]:

@@ -24,6 +24,7 @@ from semrsm_dist.tile import CentreAccumulator
 from storage_schemas import (
     ActivationStore,
     DamagedChunkError,
+    IncompleteStoreError,
     InvalidInputError,
     RsmStore,
     StorageUnavailableError,
@@ -363,7 +364,7 @@ def _has_whole_centre(store: RsmStore) -> bool:
     """Whether the centre is there and can be read."""
     try:
         return store.read_centre() is not None
-    except DamagedChunkError:
+    except (DamagedChunkError, IncompleteStoreError):
         return False
 
 
