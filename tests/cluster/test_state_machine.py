@@ -67,9 +67,9 @@ class Adversity(RuleBasedStateMachine):
 
     folder: Path
 
-    @initialize(symmetric=st.booleans())
-    def begin(self, symmetric: bool) -> None:
-        """An undisturbed store to compare with, and nothing yet of the other."""
+    @initialize(symmetric=st.booleans(), finished=st.booleans())
+    def begin(self, symmetric: bool, finished: bool) -> None:
+        """An undisturbed store to compare with, and nothing or all of the other."""
         self.folder = Path(tempfile.mkdtemp())
         self.rows = make_activations(self.folder / "q.zarr", 8, 1)
         self.columns = None if symmetric else make_activations(self.folder / "d.zarr", 5, 2)
@@ -78,6 +78,8 @@ class Adversity(RuleBasedStateMachine):
         self.whole = tree(self.out)
         self.chunks = sorted(key for key in self.whole if "/c/" in key)
         self.out = self.folder / "r.zarr"
+        if finished:
+            self.run()
 
     def teardown(self) -> None:
         shutil.rmtree(self.folder)
