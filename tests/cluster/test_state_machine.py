@@ -82,7 +82,11 @@ class Adversity(RuleBasedStateMachine):
             self.run()
 
     def teardown(self) -> None:
-        shutil.rmtree(self.folder)
+        """Whatever happened, the next run mends it."""
+        try:
+            self.resume()
+        finally:
+            shutil.rmtree(self.folder)
 
     def run(self, **how: Any) -> RsmRun:
         """What the command does."""
@@ -96,6 +100,12 @@ class Adversity(RuleBasedStateMachine):
     def present(self) -> list[str]:
         """Chunks that have a file."""
         return [key for key in self.chunks if (self.out / key).is_file()]
+
+    def draw_chunk(self, data: st.DataObject) -> str:
+        """A chunk that has a file, of each array as often."""
+        present = self.present()
+        array = data.draw(st.sampled_from(sorted({key.split("/c/")[0] for key in present})))
+        return data.draw(st.sampled_from([key for key in present if key.startswith(f"{array}/c/")]))
 
     @rule(after=st.integers(1, 12))
     def interrupt(self, after: int) -> None:
@@ -163,7 +173,7 @@ class Adversity(RuleBasedStateMachine):
     @rule(data=st.data())
     def truncate(self, data: st.DataObject) -> None:
         """A chunk loses its end."""
-        path = self.out / data.draw(st.sampled_from(self.present()))
+        path = self.out / self.draw_chunk(data)
         length = path.stat().st_size
         path.write_bytes(path.read_bytes()[: data.draw(st.integers(0, max(length - 1, 0)))])
 
@@ -171,24 +181,25 @@ class Adversity(RuleBasedStateMachine):
     @rule(data=st.data(), tail=st.binary(min_size=1, max_size=9))
     def lengthen(self, data: st.DataObject, tail: bytes) -> None:
         """A chunk gains something."""
-        path = self.out / data.draw(st.sampled_from(self.present()))
+        path = self.out / self.draw_chunk(data)
         path.write_bytes(path.read_bytes() + tail)
 
     @precondition(lambda self: self.present())
     @rule(data=st.data())
     def flip(self, data: st.DataObject) -> None:
-        """A bit turns over."""
-        path = self.out / data.draw(st.sampled_from(self.present()))
-        content = bytearray(path.read_bytes())
-        if content:
-            content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
-            path.write_bytes(content)
+        """Bits turn over, in a few chunks."""
+        for _ in range(data.draw(st.integers(1, 4))):
+            path = self.out / self.draw_chunk(data)
+            content = bytearray(path.read_bytes())
+            if content:
+                content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+                path.write_bytes(content)
 
     @precondition(lambda self: self.present())
     @rule(data=st.data())
     def delete(self, data: st.DataObject) -> None:
         """A chunk goes."""
-        (self.out / data.draw(st.sampled_from(self.present()))).unlink()
+        (self.out / self.draw_chunk(data)).unlink()
 
     @precondition(lambda self: len(self.there()) > 1)
     @rule(data=st.data())
@@ -265,8 +276,8 @@ class TestAdversity(Adversity.TestCase):  # type: ignore[misc]
     """Runs the machine."""
 
     settings = settings(
-        max_examples=40,
-        stateful_step_count=15,
+        max_examples=55,
+        stateful_step_count=12,
         deadline=None,
         derandomize=True,
         phases=[Phase.explicit, Phase.generate],  # shrinking takes minutes
