@@ -13,7 +13,7 @@ from semrsm_dist.commands.recipes import demo, plan, report, run, schema
 from semrsm_dist.commands.status import status, timeline
 from semrsm_dist.commands.stores import extract, import_, rsm
 from semrsm_dist.commands.verification import finalise, verify
-from storage_schemas.errors import SemrsmError
+from storage_schemas.errors import ClusterLostError, SemrsmError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -43,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except SemrsmError as error:
         click.echo(f"semrsm: {error}", err=True)
+        if isinstance(error, ClusterLostError):
+            sys.stdout.flush()
+            os._exit(2)  # what Ray does at the end of a process would wait for the head
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         click.echo("\nsemrsm: Interrupted; what is finished is kept, and the same command goes on from there.", err=True)

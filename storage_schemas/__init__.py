@@ -5,6 +5,7 @@ This package imports neither Ray nor PyTorch nor ``semrsm_dist``, so that any pr
 
 from storage_schemas.activations import ActivationStore
 from storage_schemas.errors import (
+    ClusterLostError,
     DamagedChunkError,
     FingerprintMismatchError,
     IncompleteStoreError,
@@ -21,6 +22,7 @@ from storage_schemas.rsm import RsmStore
 
 __all__ = [
     "ActivationStore",
+    "ClusterLostError",
     "DamagedChunkError",
     "FingerprintMismatchError",
     "IncompleteStoreError",

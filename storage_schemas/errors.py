@@ -45,3 +45,7 @@ class StoreInUseError(SemrsmError):
 
 class LeaseLostError(SemrsmError):
     """A store that this run was writing and that is another's now."""
+
+
+class ClusterLostError(SemrsmError):
+    """A Ray cluster that does not answer any more."""

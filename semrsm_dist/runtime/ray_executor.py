@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from queue import SimpleQueue
+from typing import Any, TypeVar, cast
 
 import ray
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError, RayTaskError, TaskCancelledError
@@ -16,9 +20,13 @@ from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError, RayTaskE
 from semrsm_dist.runtime.plan import machine_cpus
 from semrsm_dist.runtime.units import Outcome, Receipt, Task, Unit
 from semrsm_dist.runtime.worker import RsmJob, TileWorker, refusals
-from storage_schemas.errors import InvalidInputError, SemrsmError
+from storage_schemas.errors import ClusterLostError, InvalidInputError, SemrsmError
 
 _SECONDS_BETWEEN_RESOURCE_QUERIES = 5.0
+_SECONDS_BETWEEN_CALLS, _SILENT_CALLS = (
+    3.0,
+    5,
+)  # to the head; Ray itself ends the process after a minute, without a word of ours
 _RESULTS_AHEAD = 2  # for each CPU: one that is computed while another waits to be taken
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -36,6 +44,61 @@ def _run_units(job: dict[str, Any], units: tuple[Unit, ...]) -> list[Receipt]:
 
 
 _kept: tuple[dict[str, Any], TileWorker] | None = None
+
+
+class _Head:
+    """The head of the cluster, and calls to Ray that end when it is lost: left alone, they hang until Ray ends the process."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._silent = 0
+        self._ended = threading.Event()
+        self._calls: SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = SimpleQueue()
+        for run in (self._watch, self._call_one_after_the_other):
+            threading.Thread(target=run, name=f"head at {address}", daemon=True).start()
+
+    @property
+    def lost(self) -> bool:
+        """Whether the head has not been reached several times in a row."""
+        return self._silent >= _SILENT_CALLS
+
+    def call(self, function: Callable[[], Result]) -> Result:
+        """What a function returns; raises :class:`ClusterLostError` when the head is lost, whether or not it returns."""
+        future: Future[Any] = Future()
+        self._calls.put((function, future))
+        while not self.lost:
+            try:
+                return cast("Result", future.result(timeout=_SECONDS_BETWEEN_CALLS))
+            except TimeoutError:
+                if future.done():
+                    raise
+        raise ClusterLostError(
+            f"The Ray cluster at {self.address} does not answer any more; what is finished is kept, "
+            "and the same command goes on from there with another cluster."
+        )
+
+    def end(self) -> None:
+        """Watch no longer."""
+        self._ended.set()
+
+    def _call_one_after_the_other(self) -> None:
+        """What the thread that talks to Ray does."""
+        while True:
+            function, future = self._calls.get()
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+
+    def _watch(self) -> None:
+        """What the thread that watches does."""
+        host, _, port = self.address.rpartition(":")
+        while not self._ended.wait(_SECONDS_BETWEEN_CALLS):
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS_BETWEEN_CALLS).close()
+                self._silent = 0
+            except OSError:
+                self._silent += 1
 
 
 class RayExecutor:
@@ -71,6 +134,7 @@ class RayExecutor:
         self._tasks: dict[Any, Task] = {}
         self._slots, self._next_query = 1, 0.0
         self._started_ray = connect(address, workers)
+        self._head = _Head(ray.get_runtime_context().gcs_address)
         # max_retries=0: the dispatch loop sees every loss, and submits again by its own policy.
         options: dict[str, Any] = {"num_cpus": 1, "max_retries": 0}
         if memory_bytes and not self._started_ray:
@@ -81,16 +145,25 @@ class RayExecutor:
         """CPUs of the cluster, or ``workers`` when that is less."""
         now = time.monotonic()
         if now >= self._next_query:
-            self._slots = max(int(ray.cluster_resources().get("CPU", 1)), 1)
+            self._slots = self._head.call(lambda: max(int(ray.cluster_resources().get("CPU", 1)), 1))
             self._next_query = now + _SECONDS_BETWEEN_RESOURCE_QUERIES
         return min(self._slots, self._workers) if self._workers else self._slots
 
     def submit(self, task: Task) -> None:
         """Submit a task."""
-        self._tasks[self._remote.remote(self._job, task.units)] = task
+        self._tasks[self._head.call(lambda: self._remote.remote(self._job, task.units))] = task
 
     def poll(self, timeout: float) -> list[Outcome]:
-        """Tasks that have ended; one whose worker or node died is lost."""
+        """Tasks that have ended; one whose worker or node died is lost.
+
+        Raises
+        ------
+        ClusterLostError
+            When the head of the cluster does not answer any more, as every other call.
+        """
+        return self._head.call(lambda: self._poll(timeout))
+
+    def _poll(self, timeout: float) -> list[Outcome]:
         if not self._tasks:
             return []
         ended, _ = ray.wait(list(self._tasks), num_returns=1, timeout=timeout)
@@ -103,10 +176,13 @@ class RayExecutor:
         for reference, known in list(self._tasks.items()):
             if known.number == task.number:
                 del self._tasks[reference]
-                ray.cancel(reference, force=True)
+                self._head.call(partial(ray.cancel, reference, force=True))
 
     def close(self) -> None:
         """Cancel what still runs; stop the embedded Ray."""
+        self._head.end()
+        if self._head.lost:
+            return
         for task in list(self._tasks.values()):
             self.abandon(task)
         if self._started_ray:
