@@ -132,6 +132,7 @@ class RayExecutor:
     ) -> None:
         self._job, self._workers = job.to_json(), workers
         self._tasks: dict[Any, Task] = {}
+        self._waiting: deque[Task] = deque()
         self._slots, self._next_query = 1, 0.0
         self._started_ray = connect(address, workers)
         self._head = _Head(ray.get_runtime_context().gcs_address)
@@ -151,7 +152,15 @@ class RayExecutor:
 
     def submit(self, task: Task) -> None:
         """Submit a task."""
-        self._tasks[self._head.call(lambda: self._remote.remote(self._job, task.units))] = task
+        self._waiting.append(task)
+        self._head.call(self._start_waiting)
+
+    def _start_waiting(self) -> None:
+        """Hand over to Ray what may be: on a cluster with more CPUs than workers are wanted, Ray would start all at once."""
+        most = None if self._started_ray else self._workers
+        while self._waiting and (most is None or len(self._tasks) < most):
+            task = self._waiting.popleft()
+            self._tasks[self._remote.remote(self._job, task.units)] = task
 
     def poll(self, timeout: float) -> list[Outcome]:
         """Tasks that have ended; one whose worker or node died is lost.
@@ -169,10 +178,14 @@ class RayExecutor:
         ended, _ = ray.wait(list(self._tasks), num_returns=1, timeout=timeout)
         if ended:  # take all that have ended by now, not only the first
             ended, _ = ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=0)
-        return [self._outcome(reference) for reference in ended]
+        outcomes = [self._outcome(reference) for reference in ended]
+        self._start_waiting()
+        return outcomes
 
     def abandon(self, task: Task) -> None:
         """Cancel a task, by force."""
+        if task in self._waiting:
+            self._waiting.remove(task)
         for reference, known in list(self._tasks.items()):
             if known.number == task.number:
                 del self._tasks[reference]
@@ -183,6 +196,7 @@ class RayExecutor:
         self._head.end()
         if self._head.lost:
             return
+        self._waiting.clear()
         for task in list(self._tasks.values()):
             self.abandon(task)
         if self._started_ray:
