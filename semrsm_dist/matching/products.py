@@ -26,13 +26,8 @@ class AffinityProduct(Protocol):
         """Write the affinities ``(k, W, W)`` of ``rows`` ``(k, W, C)`` with ``column`` ``(W, C)``."""
 
 
-_SMALL_PRODUCT = 10**6
-"""Libraries add in another order in products of fewer multiplications than this, on some processors."""
-
-
-def rows_at_least(size: int, n_channels: int) -> int:
-    """Rows that a product with ``(C, W)`` needs so that it is not a small one."""
-    return _SMALL_PRODUCT // (size * n_channels) + 1
+_TRANSPOSED_SIZE = 256
+"""Up to this many positions a transposed copy of the column is multiplied faster than the column in place."""
 
 
 class Float32Product:
@@ -46,13 +41,11 @@ class Float32Product:
         return window
 
     def multiply(self, rows: NDArray[np.float32], column: NDArray[np.float32], affinities: NDArray[np.float32]) -> None:
-        """One product for all rows; a small one is padded with rows of zeros until it is not."""
-        size, n_channels = column.shape
-        flat = rows.reshape(-1, n_channels)
-        least = rows_at_least(size, n_channels)
-        if len(flat) >= least:
-            np.matmul(flat, column.T, out=affinities.reshape(-1, size))
-        else:
-            padded = np.zeros((least, n_channels), dtype=np.float32)
-            padded[: len(flat)] = flat
-            affinities.reshape(-1, size)[:] = (padded @ column.T)[: len(flat)]
+        """One product of the same shape for each pair.
+
+        A library chooses kernels, and in them the order of addition, by the shape of a product and by a row's place in it.
+        """
+        transposed = column.T
+        if len(column) <= _TRANSPOSED_SIZE:
+            transposed = np.ascontiguousarray(transposed)
+        np.matmul(rows, transposed, out=affinities)
