@@ -281,6 +281,15 @@ def cluster_slots(address: str | None) -> int:
     return max(int(ray.cluster_resources().get("CPU", 1)), 1)
 
 
+def cluster_memory_per_cpu(address: str | None) -> int | None:
+    """Bytes of memory for each CPU, on the node of an existing cluster that has least; None when Ray does not say."""
+    connect(address, None)
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return min(
+        (int(each["memory"] / each["CPU"]) for each in resources if each.get("CPU") and each.get("memory")), default=None
+    )
+
+
 def connect(address: str | None, workers: int | None) -> bool:
     """Connect to Ray unless connected; returns whether a local Ray was started here."""
     if ray.is_initialized():

@@ -177,9 +177,7 @@ def plan_rsm(job: RsmJob, invariances: Sequence[Invariance], run: RunSettings) -
     missing: dict[str, int] = dict.fromkeys(invariances, 0)
     for unit in missing_units(store, invariances):
         missing[unit.invariance] += unit.part == "tile"
-    workers, limit = _slots(run), run.memory_per_worker
-    if limit is None and not _on_cluster(run):  # what a cluster's nodes have, this machine's memory does not say
-        limit = int(machine_memory_bytes() * _MEMORY_SHARE) // workers
+    workers = _slots(run)
     return make_plan(
         grid_of(store),
         rows,
@@ -189,7 +187,7 @@ def plan_rsm(job: RsmJob, invariances: Sequence[Invariance], run: RunSettings) -
         missing=missing,
         pair_seconds=time_pairs(rows, columns, store, invariances, job.matching),
         workers=workers,
-        memory_limit=limit,
+        memory_limit=run.memory_per_worker or _memory_per_worker(run, workers),
     )
 
 
@@ -350,6 +348,15 @@ def _slots(run: RunSettings) -> int:
         slots = cluster_slots(run.address)
         return min(slots, run.workers) if run.workers else slots
     return run.workers or machine_cpus()
+
+
+def _memory_per_worker(run: RunSettings, workers: int) -> int | None:
+    """Bytes of a worker's share: of the cluster's smallest node, or of this machine."""
+    if _on_cluster(run):
+        from semrsm_dist.runtime.ray_executor import cluster_memory_per_cpu
+
+        return cluster_memory_per_cpu(run.address)
+    return int(machine_memory_bytes() * _MEMORY_SHARE) // workers
 
 
 def _samples_hash(store: ActivationStore) -> str | None:

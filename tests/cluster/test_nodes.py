@@ -8,9 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ray.cluster_utils import Cluster
 
+from storage_schemas import ActivationStore
 from tests.cluster.conftest import descendants, kill, present, rsm_command, start, wait_for
 from tests.cluster.test_kill import attempts
 
@@ -97,3 +99,26 @@ def test_the_cluster_is_lost_and_a_new_one_started(
     computed = {attempt[1:4] for attempt in Counter(attempts(out)) - first if attempt[0] == "tile"}
     assert not computed & kept
     assert len(computed) + len(kept) == N_TILES
+
+
+def test_tiles_go_in_blocks_where_a_node_has_little_memory(
+    clusters: Callable[[], Cluster], launch: Launch, tmp_path: Path, tree: Tree
+) -> None:
+    store = ActivationStore.create(
+        str(tmp_path / "a.zarr"), n_samples=130, n_positions=64, n_channels=256, computed_from={}, chunk_samples=10
+    )
+    features = np.random.default_rng(0).standard_normal((130, 64, 256)).astype(np.float32)
+    for index in range(store.n_chunks):
+        store.write_chunk(index, features[store.chunk_slice(index)])
+    cluster = clusters()
+    cluster.add_node(num_cpus=2, memory=2 * 330 * 2**20, node_ip_address="127.0.0.1")
+    outputs = []
+    for name, how in (("whole", ("--executor", "serial")), ("blocks", ("--address", cluster.address))):
+        (tmp_path / name).mkdir()
+        arguments = ("--rows", store.location, "--out", tmp_path / name / "r.zarr", "--invariance", "none", *how)
+        process = launch("rsm", *arguments)
+        outputs.append(process.communicate(timeout=200)[0])
+        assert process.returncode == 0, outputs[-1]
+    assert "in blocks of 100 samples" in outputs[0]
+    assert "in blocks of 25 samples" in outputs[1] or "in blocks of 50 samples" in outputs[1]
+    assert tree(tmp_path / "blocks/r.zarr") == tree(tmp_path / "whole/r.zarr")

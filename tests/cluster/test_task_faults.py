@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +157,12 @@ def test_a_hanging_task_gets_a_backup(
     assert run.computed == N_UNITS
     assert [each.status for each in attempts if each.unit == VICTIM] == ["done"]
     assert tree(tmp_path / "r.zarr") == expected
+
+
+def test_workers_bound_what_runs_at_once_on_a_larger_cluster(rows: ActivationStore, tmp_path: Path) -> None:
+    attempts: list[Attempt] = []
+    job = create_rsm(str(rows.location), None, str(tmp_path / "r.zarr"), SETTINGS)
+    run_rsm(job, ("permutation",), RunSettings("ray", workers=1), on_attempt=attempts.append)
+    receipts = sorted((each.receipt for each in attempts if each.receipt), key=lambda receipt: receipt.started)
+    assert len(receipts) == N_UNITS
+    assert all(before.ended <= after.started for before, after in pairwise(receipts))
