@@ -19,7 +19,9 @@ from semrsm_dist.reduction.samples import Samples, describe_samples
 from semrsm_dist.reduction.stored import StoredRsm
 from semrsm_dist.reduction.stored_cka import stored_cka
 from semrsm_dist.reduction.stored_retrieval import retrieve
-from semrsm_dist.runtime.inventory import missing_units
+from semrsm_dist.reduction.strips import MapStrips
+from semrsm_dist.runtime.inventory import grid_of, missing_units
+from semrsm_dist.runtime.mapping import strip_mapper
 from semrsm_dist.runtime.plan import RsmPlan
 from semrsm_dist.runtime.rsm_run import RsmRun, RunSettings, create_rsm, plan_rsm, run_rsm
 from semrsm_dist.runtime.units import Unit
@@ -141,28 +143,13 @@ class Pipeline:
         sides = self._samples()
         results = self.workdir / "results"
         results.delete("summary.json")  # tables without a summary are never taken for those of the present stores
-        retrieval = []
-        neighbours = {model.name: NEIGHBOURS.empty_table() for model in self.recipe.models}
-        if sides is not None:
-            for model in self.recipe.models:
-                with progress(f"Retrieval with {model.name}", "tiles", quiet=self.quiet) as report:
-                    found = retrieve(
-                        self._open_rsm(model),
-                        *sides,
-                        representation=model.name,
-                        invariances=self._invariances,
-                        kernel_names=self.recipe.retrieval.kernels,
-                        top_k=self.recipe.retrieval.top_k,
-                        sigma=self.recipe.sigma,
-                        report=report,
-                    )
-                retrieval.append(found.summary)
-                neighbours[model.name] = found.neighbours
+        with strip_mapper(self._run_settings(), self._n_tiles()) as map_strips:
+            retrieval, neighbours = self._retrieval(sides, map_strips)
+            cka = self._cka(map_strips)
         for name, table in neighbours.items():
             write_table(results / f"{name}.neighbours.parquet", table, NEIGHBOURS)
         table = pa.concat_tables(retrieval) if retrieval else RETRIEVAL.empty_table()
         write_table(results / "retrieval.parquet", table, RETRIEVAL)
-        cka = self._cka()
         write_table(results / "cka.parquet", cka, CKA)
         summary = {
             "name": self.recipe.name,
@@ -328,7 +315,36 @@ class Pipeline:
         queries, database = describe_samples([self.samples_table(side) for side in SIDES], annotations)
         return queries, database
 
-    def _cka(self) -> pa.Table:
+    def _n_tiles(self) -> int:
+        """Tiles that the reductions of every model read."""
+        grids = [grid_of(self._open_rsm(model)) for model in self.recipe.models]
+        return sum(grid.n_tiles for grid in grids) * len(self._invariances)
+
+    def _retrieval(
+        self, sides: tuple[Samples, Samples] | None, map_strips: MapStrips
+    ) -> tuple[list[pa.Table], dict[str, pa.Table]]:
+        """Retrieval figures of every model, and what was retrieved; nothing without annotations."""
+        figures = []
+        neighbours = {model.name: NEIGHBOURS.empty_table() for model in self.recipe.models}
+        for model in self.recipe.models if sides is not None else ():
+            assert sides is not None
+            with progress(f"Retrieval with {model.name}", "tiles", quiet=self.quiet) as report:
+                found = retrieve(
+                    self._open_rsm(model),
+                    *sides,
+                    representation=model.name,
+                    invariances=self._invariances,
+                    kernel_names=self.recipe.retrieval.kernels,
+                    top_k=self.recipe.retrieval.top_k,
+                    sigma=self.recipe.sigma,
+                    report=report,
+                    map_strips=map_strips,
+                )
+            figures.append(found.summary)
+            neighbours[model.name] = found.neighbours
+        return figures, neighbours
+
+    def _cka(self, map_strips: MapStrips) -> pa.Table:
         """CKA of every pair of representations under the same invariance, and of every invariance with the baseline."""
         rows: list[Mapping[str, Any]] = []
         if self.recipe.queries is None:
@@ -338,7 +354,7 @@ class Pipeline:
                 for number, (first, second) in enumerate(pairs):
                     for kernel in settings.kernels:
                         left, right = (
-                            StoredRsm(self._open_rsm(model), invariance, self.recipe.sigma)
+                            StoredRsm(self._open_rsm(model), invariance, self.recipe.sigma, map_strips)
                             for model, invariance in (first, second)
                         )
                         rows.append(

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
-Report = Callable[[int, int], None]
-"""Called with how much is done and how much there is."""
+
+class Report(Protocol):
+    """Told how far a stage is."""
+
+    def __call__(self, done: int, total: int, /, seconds_left: float | None = None) -> None:
+        """How much is done, how much there is, and how long the rest takes when the stage knows better than by counting."""
+
 
 SECONDS_BETWEEN_LINES = 5.0
 
 
 @contextmanager
 def progress(label: str, unit: str, *, quiet: bool = False) -> Iterator[Report]:
-    """A function ``report(done, total)`` that shows how far a stage is.
+    """A function ``report(done, total, seconds_left=None)`` that shows how far a stage is.
 
     Parameters
     ----------
@@ -30,12 +37,24 @@ def progress(label: str, unit: str, *, quiet: bool = False) -> Iterator[Report]:
         Show nothing.
     """
     if quiet:
-        yield lambda done, total: None
+        yield _silent
     elif sys.stderr.isatty():
         with _bar(label, unit) as report:
             yield report
     else:
         yield _Lines(label, unit)
+
+
+def _silent(done: int, total: int, /, seconds_left: float | None = None) -> None:
+    """Show nothing."""
+
+
+class _Left(TimeRemainingColumn):
+    """The time left as the stage says it, or else by the speed of the bar."""
+
+    def render(self, task: Task) -> Text:
+        seconds = task.fields.get("seconds_left")
+        return super().render(task) if seconds is None else Text(duration(seconds), style="progress.remaining")
 
 
 @contextmanager
@@ -48,19 +67,19 @@ def _bar(label: str, unit: str) -> Iterator[Report]:
         TextColumn(unit),
         TimeElapsedColumn(),
         TextColumn("left"),
-        TimeRemainingColumn(),
+        _Left(),
     )
     bars = Progress(*columns, console=Console(stderr=True))
     bar = bars.add_task(label, total=None)
     begun = False
 
-    def report(done: int, total: int) -> None:
+    def report(done: int, total: int, /, seconds_left: float | None = None) -> None:
         nonlocal begun
         if not begun:  # what an earlier run had done does not count for the speed
             bars.reset(bar, total=total, completed=done)
             begun = True
         bars.start()
-        bars.update(bar, completed=done, total=total)
+        bars.update(bar, completed=done, total=total, seconds_left=seconds_left if done < total else None)
         if done >= total:  # so that the bar of the next stage begins below it
             bars.stop()
 
@@ -77,7 +96,7 @@ class _Lines:
         self._label, self._unit = label, unit
         self._begin, self._last, self._first = time.monotonic(), 0.0, -1
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, done: int, total: int, /, seconds_left: float | None = None) -> None:
         now = time.monotonic()
         if self._first < 0:
             self._begin, self._first = now, done
@@ -86,7 +105,9 @@ class _Lines:
             return
         self._last = now
         elapsed, gained = now - self._begin, done - self._first
-        left = f", {duration(elapsed / gained * (total - done))} left" if 0 < gained and done < total else ""
+        if seconds_left is None and gained > 0:
+            seconds_left = elapsed / gained * (total - done)
+        left = f", {duration(seconds_left)} left" if seconds_left is not None and done < total else ""
         share = 100 * done / total if total else 100
         sys.stderr.write(f"{self._label}: {done} of {total} {self._unit} ({share:.0f} %), {duration(elapsed)} elapsed{left}\n")
         sys.stderr.flush()

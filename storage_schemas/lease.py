@@ -112,7 +112,7 @@ class Lease:
 
     def __init__(self, store: Location, seconds: float = LEASE_SECONDS) -> None:
         self._store, self._seconds = store, seconds
-        self._folder, self._key = store.parent, f"{store.name.removesuffix('.zarr')}.lease.json"
+        self._folder, self._key = store.parent, _key(store)
         self._holder: Holder | None = None
         self._lost = ""
         self._ended = threading.Event()
@@ -179,6 +179,17 @@ class Lease:
             except StorageUnavailableError as error:
                 if self._holder.seconds_left() <= 0:
                     self._lost = f"its lease could not be renewed ({str(error).rstrip('.')})"
+
+
+def holder_of(store: Location) -> Holder | None:
+    """Who holds the lease of a store, or held it last without giving it back; None when nobody does."""
+    data = store.parent.peek(_key(store))
+    return None if data is None else Holder.from_json(data)
+
+
+def _key(store: Location) -> str:
+    """Name of the lease of a store, in the folder of the store."""
+    return f"{store.name.removesuffix('.zarr')}.lease.json"
 
 
 def _machine() -> str:

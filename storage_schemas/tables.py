@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -124,6 +125,15 @@ def read_table(location: Location, schema: pa.Schema) -> pa.Table:
     if missing:
         raise InvalidInputError(f"{location} lacks the columns {', '.join(missing)}; expected {', '.join(schema.names)}.")
     return table.select(schema.names).cast(schema)
+
+
+def join_tables(folder: Location, names: Sequence[str], joined: str, schema: pa.Schema) -> None:
+    """Write the tables of several Parquet files as one, holding one of them in memory at a time and the result compressed."""
+    buffer = io.BytesIO()
+    with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
+        for name in names:
+            writer.write_table(read_table(folder / name, schema))
+    folder.put(joined, buffer.getvalue())
 
 
 def read_folder(location: Location, schema: pa.Schema) -> pa.Table:

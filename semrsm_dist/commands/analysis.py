@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, get_args
 
@@ -153,16 +152,13 @@ def parse_sigma(text: str) -> Any:
         raise InvalidInputError(f"--sigma is {text!r}; it takes median_sq, median, tile, or a positive number.") from None
 
 
-@contextmanager
-def _map_strips(address: str | None, workers: int | None) -> Iterator[Any]:
+def _map_strips(address: str | None, workers: int | None) -> AbstractContextManager[Any]:
     """How reducers go through an RSM: in this process, or on Ray when there is a cluster or more than one worker."""
-    if address is None and workers in (None, 1):
-        yield map
-        return
-    from semrsm_dist.runtime.ray_executor import ray_map
+    from semrsm_dist.runtime.mapping import TILES_WORTH_RAY, strip_mapper
+    from semrsm_dist.runtime.rsm_run import RunSettings
 
-    with ray_map(address, workers) as map_strips:
-        yield map_strips
+    serial = address is None and workers in (None, 1)
+    return strip_mapper(RunSettings("serial" if serial else "ray", address, workers), TILES_WORTH_RAY)
 
 
 def _by_baseline(invariances: list[str]) -> list[str]:

@@ -3,69 +3,64 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from semrsm_dist.commands.output import json_option, print_json, print_table
 from semrsm_dist.commands.recipes import pipeline_of, recipe_argument
 from semrsm_dist.progress import binary_size, duration
-from storage_schemas.errors import StoreNotFoundError
+from storage_schemas.location import Location
 
-
-@dataclass(frozen=True)
-class Stage:
-    """How far one store of a recipe is."""
-
-    what: str
-    done: int
-    planned: int
-    """0 when the store is not there yet."""
-    unit: str
-    history: Any = None
-    """Of an RSM, what its events tell."""
-
-    @property
-    def missing(self) -> int:
-        """What is still to do."""
-        return self.planned - self.done
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        plain = {"what": self.what, "done": self.done, "planned": self.planned, "unit": self.unit}
-        if self.history is None:
-            return plain
-        return {**plain, "seconds_left": self.history.seconds_left(self.missing), "history": self.history.to_json()}
+if TYPE_CHECKING:  # PyArrow takes long to import
+    from semrsm_dist.runtime.history import History
+    from semrsm_dist.runtime.standing import Observer, Stage
 
 
 @click.command()
-@recipe_argument
+@click.argument("recipe")
 @click.option("--workdir", help="Directory or object-store URL to look at, instead of the recipe's.")
 @click.option("--watch", is_flag=True, help="Look again and again, until everything is there or Ctrl-C.")
 @click.option(
     "--every", type=click.FloatRange(min=1), default=10.0, show_default=True, help="Seconds between looks of --watch."
 )
 @json_option
-def status(recipe: Path, workdir: str | None, watch: bool, every: float, as_json: bool) -> None:
-    """Show how far RECIPE is, from any machine that sees its stores.
+def status(recipe: str, workdir: str | None, watch: bool, every: float, as_json: bool) -> None:
+    """Show how far RECIPE, or one RSM store (NAME.zarr), is, from any machine that sees the stores.
 
-    Says what is done, how fast each node was in the last ten minutes of the run, how long the rest will take at that speed,
-    and what failed.
+    Says what is done, who runs it and what is in flight, how long the rest will take, how fast each node was in the last ten
+    minutes of the run, and what failed.
 
     \b
     Example:   semrsm status recipes/playing_cards.yaml --watch
+               semrsm status work/stores/rsm.zarr
     """
-    pipeline = pipeline_of(recipe, as_json, {"workdir": workdir})
+    from semrsm_dist.runtime.standing import Observer
+
+    observer = Observer()
+    if recipe.endswith(".zarr"):
+        location = Location.of(recipe)
+        title = str(location.parent)
+
+        def look() -> list[Stage]:
+            return [observer.rsm(location.name, location)]
+    else:
+        pipeline = pipeline_of(Path(recipe), as_json, {"workdir": workdir})
+        title = f"{pipeline.recipe.name} in {pipeline.workdir}"
+
+        def look() -> list[Stage]:
+            return list(stages_of(pipeline, observer))
+
     while True:
-        stages = list(stages_of(pipeline))
+        stages = look()
         if as_json:
             print_json([stage.to_json() for stage in stages])
         else:
             if watch:
                 click.clear()
-            _print(f"{pipeline.recipe.name} in {pipeline.workdir}", stages)
+            _print(title, stages)
         if not watch or all(stage.planned and not stage.missing for stage in stages):
             return
         time.sleep(every)
@@ -84,74 +79,61 @@ def timeline(recipe: Path, workdir: str | None, out: Path) -> None:
     Example:   semrsm timeline recipes/playing_cards.yaml --out pictures
     """
     from semrsm_dist.report.timeline import timeline as draw
-    from semrsm_dist.runtime.history import read_events
+    from semrsm_dist.runtime.events import EventReader
     from storage_schemas.location import Location, storage_errors
     from storage_schemas.rsm import events_url
 
     pipeline = pipeline_of(recipe, False, {"workdir": workdir})
     for model in pipeline.recipe.models:
-        picture = draw(read_events(events_url(pipeline.rsm(model))))
+        picture = draw(EventReader(events_url(pipeline.rsm(model))).read())
         path = out / f"{model.name}.timeline.png"
         with storage_errors(str(path)):
             Location.of(out).put(path.name, picture)
         click.echo(path)
 
 
-def stages_of(pipeline: Any) -> Any:
+def stages_of(pipeline: Any, observer: Observer) -> Iterator[Stage]:
     """The stages of a pipeline, as far as they are."""
-    from semrsm_dist.runtime.history import history, read_events
-    from semrsm_dist.runtime.inventory import missing_units, units_of
-    from storage_schemas import ActivationStore, RsmStore
-    from storage_schemas.rsm import events_url
-
     invariances = pipeline.recipe.rsm_settings().invariances
     sides = ("database",) if pipeline.recipe.queries is None else ("queries", "database")
     for model in pipeline.recipe.models:
         for side in sides:
-            try:
-                store = ActivationStore.open(pipeline.activations(side, model))
-                done, planned = store.n_chunks - len(store.missing_chunks()), store.n_chunks
-            except StoreNotFoundError:
-                done, planned = 0, 0
-            yield Stage(f"{model.name}: activations of {side}", done, planned, "chunks")
-        told = None
-        try:
-            rsm = RsmStore.open(pipeline.rsm(model))
-            present = [each for each in invariances if each in rsm.invariances()]
-            planned = sum(1 for _ in units_of(rsm, invariances))
-            unknown = sum(1 for _ in units_of(rsm, [each for each in invariances if each not in present]))
-            done = planned - unknown - len(missing_units(rsm, present))
-            told = history(read_events(events_url(rsm.location)))
-        except StoreNotFoundError:
-            done, planned = 0, 0
-        yield Stage(f"{model.name}: RSM", done, planned, "tiles and norms", told)
+            yield observer.activations(f"{model.name}: activations of {side}", pipeline.activations(side, model))
+        yield observer.rsm(f"{model.name}: RSM", pipeline.rsm(model), invariances)
 
 
 def _print(title: str, stages: list[Stage]) -> None:
     """The stages as a table, and what the events of unfinished RSMs tell."""
     cells = []
     for stage in stages:
-        left = ""
-        if stage.missing and stage.history is not None and stage.history.units_per_minute:
-            left = duration(stage.history.seconds_left(stage.missing))
+        left = duration(stage.seconds_left) if stage.missing and stage.seconds_left is not None else ""
         planned = str(stage.planned) if stage.planned else "not started"
         cells.append([stage.what, str(stage.done), planned, stage.unit, left])
     print_table(title, ("stage", "done", "of", "", "left"), cells)
     for stage in stages:
-        if stage.history is not None and stage.history.newest is not None:
-            _print_history(stage)
+        if stage.history is not None:
+            _print_history(stage, stage.history)
 
 
-def _print_history(stage: Stage) -> None:
-    """What happened to one RSM."""
+def _print_history(stage: Stage, told: History) -> None:
+    """What happens, and what happened, to one RSM."""
     from semrsm_dist.runtime.history import seconds_ago
 
-    told = stage.history
+    if stage.running and stage.pulse is not None:
+        now = stage.pulse
+        given_up = f"; {now.set_aside:,} given up" if now.set_aside else ""
+        click.echo(
+            f"{stage.what}: run by {stage.holder}; {now.tasks:,} tasks with {now.units:,} units in flight for {now.slots:,} "
+            f"workers, the oldest for {duration(now.oldest_seconds)}{given_up}"
+        )
+    elif stage.holder is not None:
+        alive = "has ended without finishing" if stage.holder.has_ended() else "was not heard of just now"
+        click.echo(f"{stage.what}: {stage.holder} {alive}" + ("; the same command goes on from there" if stage.missing else ""))
     trouble = "".join(f", {count} {status}" for status, count in told.not_done.items())
     gap = "" if told.largest_gap is None else f"; largest certified gap {told.largest_gap:.1e}"
-    click.echo(
-        f"{stage.what}: {told.attempts:,} attempts{trouble}; the last returned {duration(seconds_ago(told.newest))} ago{gap}"
-    )
+    if told.newest is not None:
+        ago = duration(seconds_ago(told.newest))
+        click.echo(f"{stage.what}: {told.attempts:,} attempts{trouble}; the last returned {ago} ago{gap}")
     if stage.missing and told.nodes:
         cells = [
             [

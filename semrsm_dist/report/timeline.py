@@ -29,7 +29,7 @@ def timeline(events: pa.Table, *, theme: Theme = "light") -> bytes:
     Parameters
     ----------
     events
-        From :func:`semrsm_dist.runtime.history.read_events`.
+        From :class:`semrsm_dist.runtime.events.EventReader`.
     theme
         Colours for a light or a dark page.
 

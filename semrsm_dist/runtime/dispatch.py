@@ -42,6 +42,9 @@ class Executor(Protocol):
     def abandon(self, task: Task) -> None:
         """Stop caring for a task, and stop it where that is possible."""
 
+    def show(self, figures: Mapping[str, float]) -> None:
+        """Show figures of the whole run on the executor's dashboards, where it has any."""
+
     def close(self) -> None:
         """Give everything back."""
 
@@ -87,6 +90,22 @@ class Attempt:
     queued: datetime
     received: datetime
     receipt: Receipt | None
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How the loop stands at a moment."""
+
+    slots: int
+    """Tasks that can run at once."""
+    tasks: int
+    """Tasks in flight: running, or queued for a worker."""
+    units: int
+    """Units in them."""
+    oldest_seconds: float
+    """Since the oldest of these tasks was submitted."""
+    set_aside: int
+    """Units that were given up so far."""
 
 
 @dataclass
@@ -164,6 +183,18 @@ class _Dispatch:
             flight = self._give_up(heapq.heappop(self._deadlines)[1])
             if flight is not None:
                 self._lose(flight, "the task did not end before its deadline", "overdue")
+
+    def standing(self) -> Standing:
+        """What is in flight now."""
+        flights = self.in_flight.values()
+        oldest = min((flight.submitted for flight in flights), default=self._clock())
+        return Standing(
+            slots=self._executor.slots(),
+            tasks=len(flights),
+            units=sum(len(flight.task.units) for flight in flights),
+            oldest_seconds=self._clock() - oldest,
+            set_aside=len(self.result.set_aside),
+        )
 
     def _submit(self, units: tuple[Unit, ...], copies: list[int] | None = None) -> None:
         """Send a task off, as one more copy of others or by itself."""
@@ -274,7 +305,7 @@ def dispatch(
     *,
     policy: Policy | None = None,
     on_attempt: Callable[[Attempt], None] = lambda attempt: None,
-    on_idle: Callable[[], None] = lambda: None,
+    on_idle: Callable[[Callable[[], Standing]], None] = lambda standing: None,
     clock: Callable[[], float] = time.monotonic,
     expected_seconds: Mapping[tuple[str, str], float] = MappingProxyType({}),
 ) -> DispatchResult:
@@ -291,7 +322,7 @@ def dispatch(
     on_attempt
         Told of every attempt at a unit.
     on_idle
-        Called at least once a second, for progress and for flushing events.
+        Called at least once a second, for progress and for flushing events, with what tells how the loop stands.
     clock
         Seconds, monotonic.
     expected_seconds
@@ -311,5 +342,5 @@ def dispatch(
     while loop.pending or loop.retries or loop.in_flight:
         loop.fill()
         loop.collect(timeout=1.0)
-        on_idle()
+        on_idle(loop.standing)
     return loop.result

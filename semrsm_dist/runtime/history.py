@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,10 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-
-from storage_schemas.errors import SemrsmError
-from storage_schemas.location import Location
-from storage_schemas.tables import EVENTS, read_table
 
 RECENT = timedelta(minutes=10)
 """Speed is measured over the last this long before the newest event."""
@@ -61,22 +56,13 @@ class History:
         return asdict(self)
 
 
-def read_events(folder: Location) -> pa.Table:
-    """All events of a store, oldest first; those of files that another release wrote are left out."""
-    tables = []
-    for name in sorted(name for name in folder.sizes() if name.endswith(".parquet")):
-        with suppress(SemrsmError):  # a record, not the state of the run: what cannot be read is not shown
-            tables.append(read_table(folder / name, EVENTS))
-    return (pa.concat_tables(tables) if tables else EVENTS.empty_table()).sort_by("received")
-
-
 def history(events: pa.Table) -> History:
     """Summarise the events of a store.
 
     Parameters
     ----------
     events
-        From :func:`read_events`.
+        From :class:`~semrsm_dist.runtime.events.EventReader`.
     """
     if not len(events):
         return History(0, {}, None, 0.0, (), None, ())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ from semrsm_dist.matching import Alignment, MatchingSettings, alignment
 from semrsm_dist.matching.panels import PANEL, whole_panels
 from semrsm_dist.names import Invariance
 from semrsm_dist.progress import binary_size, duration
+from semrsm_dist.runtime.dispatch import Policy
+from semrsm_dist.runtime.order import blocks_read
+from semrsm_dist.runtime.units import Unit
 from semrsm_dist.tile import centred, compute_tile
 from storage_schemas import ActivationStore, InvalidInputError, RsmStore
 
@@ -52,6 +56,10 @@ class RsmPlan:
     """Pairs of all invariances."""
     store_bytes: int
     """Size on disk of the finished tiles."""
+    bytes_read: float
+    """Activations that workers will read, uncompressed, with the caches that they have."""
+    bytes_written: int
+    """Tiles that will be written."""
     memory_per_worker: int
     """Projected peak memory of one worker, in bytes, the cache included."""
     block_samples: int
@@ -86,7 +94,8 @@ class RsmPlan:
                 f"  RSM          {self.shape[0]:,} × {self.shape[1]:,}, S = {self.n_positions:,}, C = {self.n_channels:,}, "
                 f"invariances {', '.join(self.invariances)}",
                 f"  tiles        {self.n_tiles:,} ({self.n_missing:,} to compute), {self.n_pairs:,} pairs",
-                f"  disk         {binary_size(self.store_bytes)}",
+                f"  disk         {binary_size(self.store_bytes)} when finished; about {binary_size(self.bytes_read)} to read, "
+                f"{binary_size(self.bytes_written)} to write",
                 f"  memory       {binary_size(self.memory_per_worker)} per worker, in blocks of {self.block_samples} samples",
                 f"  one pair     {timed}",
                 f"  time         {duration(self.cpu_seconds)} of CPU, about {duration(self.seconds)} "
@@ -188,7 +197,7 @@ def make_plan(
     invariances: Sequence[Invariance],
     matching: MatchingSettings,
     *,
-    missing: Mapping[str, int],
+    missing: Sequence[Unit],
     pair_seconds: Mapping[str, float],
     workers: int,
     memory_limit: int | None = None,
@@ -198,7 +207,7 @@ def make_plan(
     Parameters
     ----------
     missing
-        Tiles to compute under each invariance.
+        Units to compute, in the order in which they will be handed out.
     pair_seconds
         See :func:`time_pairs`.
     workers
@@ -223,24 +232,51 @@ def make_plan(
     block_samples = fit_blocks(project, min(size, max(grid.shape)), memory_limit)
     least = project(block_samples)
     pairs_per_tile = grid.n_pairs / grid.n_tiles
+    tiles = Counter(unit.invariance for unit in missing if unit.part == "tile")
+    tile_bytes = size * size * 8 + 4
     all_blocks = (grid.shape[0] + (0 if grid.symmetric else grid.shape[1])) * n_positions * n_channels * 4
     cache = 0 if memory_limit is None else min(memory_limit - least, CACHE_BYTES, all_blocks)
+    seconds = pairs_per_tile * sum(pair_seconds[name] for name in invariances)
     return RsmPlan(
         shape=grid.shape,
         n_positions=n_positions,
         n_channels=n_channels,
         invariances=tuple(invariances),
         n_tiles=grid.n_tiles * len(invariances),
-        n_missing=sum(missing.values()),
+        n_missing=tiles.total(),
         n_pairs=grid.n_pairs * len(invariances),
-        store_bytes=grid.n_tiles * len(invariances) * (size * size * 8 + 4),
+        store_bytes=grid.n_tiles * len(invariances) * tile_bytes,
+        bytes_read=_bytes_read(missing, grid, block_samples, n_positions * n_channels * 4, cache, seconds, workers),
+        bytes_written=tiles.total() * tile_bytes,
         memory_per_worker=least + cache,
         block_samples=block_samples,
         cache_bytes=cache,
         pair_seconds=dict(pair_seconds),
-        cpu_seconds=float(sum(missing[name] * pairs_per_tile * pair_seconds[name] for name in invariances)),
+        cpu_seconds=float(sum(tiles[name] * pairs_per_tile * pair_seconds[name] for name in invariances)),
         workers=workers,
     )
+
+
+def _bytes_read(
+    missing: Sequence[Unit],
+    grid: Grid,
+    block_samples: int,
+    sample_bytes: int,
+    cache_bytes: int,
+    seconds_per_key: float,
+    workers: int,
+) -> float:
+    """Bytes of features that workers read for the missing units; a tile in several blocks finds none of them in a cache."""
+    block_bytes = block_samples * sample_bytes
+    blocks_a_side = -(-min(grid.tile_size, max(grid.shape)) // block_samples)
+    keys = list(dict.fromkeys(unit.key for unit in missing if unit.part == "tile"))
+    norms = len({(unit.key, unit.part) for unit in missing if unit.part != "tile"}) * blocks_a_side
+    if blocks_a_side > 1:
+        return (norms + len(keys) * (2 * blocks_a_side + (blocks_a_side - 1) ** 2)) * block_bytes
+    per_task = max(int(Policy.task_seconds / seconds_per_key), 1) if seconds_per_key else len(keys)
+    room = 2 + cache_bytes // block_bytes
+    reads = blocks_read(keys, len(keys), room=room, per_task=per_task, workers=workers, symmetric=grid.symmetric)
+    return (norms + reads) * block_bytes
 
 
 def machine_memory_bytes() -> int:

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 
 import ray
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError, RayTaskError, TaskCancelledError
+from ray.util.metrics import Counter, Gauge, Histogram
 
 from semrsm_dist.runtime.plan import machine_cpus
 from semrsm_dist.runtime.units import Outcome, Receipt, Task, Unit
@@ -23,10 +24,9 @@ from semrsm_dist.runtime.worker import RsmJob, TileWorker, refusals
 from storage_schemas.errors import ClusterLostError, InvalidInputError, SemrsmError
 
 _SECONDS_BETWEEN_RESOURCE_QUERIES = 5.0
-_SECONDS_BETWEEN_CALLS, _SILENT_CALLS = (
-    3.0,
-    5,
-)  # to the head; Ray itself ends the process after a minute, without a word of ours
+_SECONDS_BETWEEN_CALLS = 3.0
+_SILENT_CALLS = 5  # to the head; Ray itself ends the process after a minute, without a word of ours
+_SECONDS_BOUNDARIES = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]
 _RESULTS_AHEAD = 2  # for each CPU: one that is computed while another waits to be taken
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -101,6 +101,39 @@ class _Head:
                 self._silent += 1
 
 
+class _Metrics:
+    """What Ray's own metrics say of a run, for dashboards: Prometheus scrapes them from every node as ``ray_semrsm_…``."""
+
+    def __init__(self, out: str) -> None:
+        self._tags = {"store": out}
+        kind = ("store", "part", "invariance", "node")
+        self._attempts = Counter("semrsm_attempts", "Attempts at tiles and norms that came back.", (*kind, "status"))
+        self._seconds = Histogram("semrsm_unit_seconds", "Seconds of a tile or of norms.", _SECONDS_BOUNDARIES, kind)
+        self._memory = Gauge(
+            "semrsm_worker_peak_bytes", "Largest resident memory of a worker so far.", ("store", "node", "pid")
+        )
+        self._lost = Counter("semrsm_lost_tasks", "Tasks that came to nothing.", ("store", "out_of_memory"))
+        self._figures: dict[str, Gauge] = {}
+
+    def outcome(self, outcome: Outcome) -> None:
+        """One task that ended."""
+        if outcome.lost is not None:
+            self._lost.inc(tags={**self._tags, "out_of_memory": str(outcome.out_of_memory).lower()})
+        for receipt in outcome.receipts:
+            unit = receipt.unit
+            tags = {**self._tags, "part": unit.part, "invariance": unit.invariance, "node": receipt.node}
+            self._attempts.inc(tags={**tags, "status": "failed" if receipt.error else "done"})
+            self._seconds.observe((receipt.ended - receipt.started).total_seconds(), tags=tags)
+            where = {**self._tags, "node": receipt.node, "pid": str(receipt.pid)}
+            self._memory.set(receipt.peak_memory_bytes, tags=where)
+
+    def figure(self, name: str, value: float) -> None:
+        """A figure of the whole run."""
+        if name not in self._figures:
+            self._figures[name] = Gauge(f"semrsm_{name}", f"{name.replace('_', ' ').capitalize()} of the run.", ("store",))
+        self._figures[name].set(value, tags=self._tags)
+
+
 class RayExecutor:
     """Runs tasks on Ray.
 
@@ -135,6 +168,7 @@ class RayExecutor:
         self._waiting: deque[Task] = deque()
         self._slots, self._next_query = 1, 0.0
         self._started_ray = connect(address, workers)
+        self._metrics = _Metrics(job.out)
         self._head = _Head(ray.get_runtime_context().gcs_address)
         # max_retries=0: the dispatch loop sees every loss, and submits again by its own policy.
         options: dict[str, Any] = {"num_cpus": 1, "max_retries": 0}
@@ -179,6 +213,8 @@ class RayExecutor:
         if ended:  # take all that have ended by now, not only the first
             ended, _ = ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=0)
         outcomes = [self._outcome(reference) for reference in ended]
+        for outcome in outcomes:
+            self._metrics.outcome(outcome)
         self._start_waiting()
         return outcomes
 
@@ -190,6 +226,11 @@ class RayExecutor:
             if known.number == task.number:
                 del self._tasks[reference]
                 self._head.call(partial(ray.cancel, reference, force=True))
+
+    def show(self, figures: Mapping[str, float]) -> None:
+        """Figures of the run as Ray metrics."""
+        for name, value in figures.items():
+            self._metrics.figure(name, value)
 
     def close(self) -> None:
         """Cancel what still runs; stop the embedded Ray."""

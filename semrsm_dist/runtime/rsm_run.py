@@ -13,12 +13,16 @@ from semrsm_dist.grid import DEFAULT_TILE_SIZE, Grid, MinibatchGrid, Rectangular
 from semrsm_dist.matching import MatchingSettings, alignment
 from semrsm_dist.names import Centring, Invariance
 from semrsm_dist.progress import Report
-from semrsm_dist.runtime.dispatch import Attempt, Executor, Policy, dispatch
+from semrsm_dist.runtime.dispatch import Attempt, Executor, Policy, Standing, dispatch
 from semrsm_dist.runtime.events import EventRecorder
+from semrsm_dist.runtime.forecast import Forecast
 from semrsm_dist.runtime.inventory import damaged_units, delete_unit, grid_of, missing_units, units_of
+from semrsm_dist.runtime.order import along_the_curve
 from semrsm_dist.runtime.plan import RsmPlan, machine_cpus, machine_memory_bytes, make_plan, time_pairs
+from semrsm_dist.runtime.pulse import end_pulse
 from semrsm_dist.runtime.serial_executor import SerialExecutor
 from semrsm_dist.runtime.units import Unit
+from semrsm_dist.runtime.watch import Watch
 from semrsm_dist.runtime.worker import RsmJob, TileWorker
 from semrsm_dist.tile import CentreAccumulator
 from storage_schemas import (
@@ -174,9 +178,6 @@ def plan_rsm(job: RsmJob, invariances: Sequence[Invariance], run: RunSettings) -
     store = RsmStore.open(job.out)
     rows = ActivationStore.open(job.rows)
     columns = ActivationStore.open(job.columns)
-    missing: dict[str, int] = dict.fromkeys(invariances, 0)
-    for unit in missing_units(store, invariances):
-        missing[unit.invariance] += unit.part == "tile"
     workers = _slots(run)
     return make_plan(
         grid_of(store),
@@ -184,7 +185,7 @@ def plan_rsm(job: RsmJob, invariances: Sequence[Invariance], run: RunSettings) -
         columns,
         invariances,
         job.matching,
-        missing=missing,
+        missing=along_the_curve(missing_units(store, invariances)),
         pair_seconds=time_pairs(rows, columns, store, invariances, job.matching),
         workers=workers,
         memory_limit=run.memory_per_worker or _memory_per_worker(run, workers),
@@ -261,8 +262,9 @@ def _write(
     todo = missing_units(store, invariances)
     computed, set_aside = 0, dict[Unit, str]()
     executor: Executor | None = None
+    expected = plan.tile_seconds if plan else {}
 
-    def verified(done: int, total: int) -> None:
+    def verified(done: int, total: int, /, seconds_left: float | None = None) -> None:
         lease.check()
         if report_verify:
             report_verify(done, total)
@@ -273,30 +275,20 @@ def _write(
         for _ in range(_VERIFY_ROUNDS):
             if todo:
                 executor = executor or make_executor(job, run, plan)
-                there, total = planned - len(todo), planned
+                forecast = Forecast(todo, expected, executor.slots())
+                watch = Watch(store.location, executor, recorder, forecast, planned - len(todo), planned, report, on_attempt)
 
-                def follow(attempt: Attempt) -> None:
-                    nonlocal there
-                    recorder.record(attempt)
-                    there += attempt.status == "done"
-                    if report:
-                        report(there, total)  # noqa: B023 - called within this turn of the loop only
-                    if on_attempt:
-                        on_attempt(attempt)
-
-                def idle() -> None:
+                def idle(standing: Callable[[], Standing], watch: Watch = watch) -> None:
                     lease.check()
-                    recorder.flush_if_due()
+                    watch.idle(standing)
 
-                if report:
-                    report(there, total)
                 result = dispatch(
-                    todo,
+                    along_the_curve(todo),
                     executor,
                     policy=run.policy,
-                    on_attempt=follow,
+                    on_attempt=watch.follow,
                     on_idle=idle,
-                    expected_seconds=plan.tile_seconds if plan else {},
+                    expected_seconds=expected,
                 )
                 computed += result.done
                 set_aside = result.set_aside
@@ -315,7 +307,8 @@ def _write(
         if executor is not None:
             executor.close()
         with nullcontext() if finished else suppress(StorageUnavailableError):  # it must not hide what went wrong before
-            recorder.flush()
+            recorder.close()
+            end_pulse(store.location)
             store.location.sweep()
 
 
@@ -325,15 +318,19 @@ def make_executor(job: RsmJob, run: RunSettings, plan: RsmPlan | None = None) ->
         job = replace(job, block_samples=plan.block_samples, cache_bytes=plan.cache_bytes)
     if run.executor == "serial":
         return SerialExecutor(TileWorker(job).run)
-    if not _on_cluster(run):
-        # Read when Ray is imported: a Ray of one node then binds all its ports to loopback and not to every interface.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    keep_on_loopback(run)
     from semrsm_dist.runtime.ray_executor import RayExecutor
 
     return RayExecutor(job, address=run.address, workers=run.workers, memory_bytes=plan.memory_per_worker if plan else None)
 
 
-def _on_cluster(run: RunSettings) -> bool:
+def keep_on_loopback(run: RunSettings) -> None:
+    """Before Ray is imported, which reads this then: a Ray of one node binds its ports to loopback, not to every interface."""
+    if not on_cluster(run):
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
+
+def on_cluster(run: RunSettings) -> bool:
     """Whether tiles run on an existing Ray cluster; inside a Ray job the environment names it."""
     return run.executor == "ray" and bool(run.address or os.environ.get("RAY_ADDRESS"))
 
@@ -342,7 +339,7 @@ def _slots(run: RunSettings) -> int:
     """How many tiles will be computed at once."""
     if run.executor == "serial":
         return 1
-    if _on_cluster(run):
+    if on_cluster(run):
         from semrsm_dist.runtime.ray_executor import cluster_slots
 
         slots = cluster_slots(run.address)
@@ -352,7 +349,7 @@ def _slots(run: RunSettings) -> int:
 
 def _memory_per_worker(run: RunSettings, workers: int) -> int | None:
     """Bytes of a worker's share: of the cluster's smallest node, or of this machine."""
-    if _on_cluster(run):
+    if on_cluster(run):
         from semrsm_dist.runtime.ray_executor import cluster_memory_per_cpu
 
         return cluster_memory_per_cpu(run.address)

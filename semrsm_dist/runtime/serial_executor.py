@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from semrsm_dist.runtime.units import Outcome, Receipt, Task, Unit
 
@@ -40,6 +40,9 @@ class SerialExecutor:
         """Forget a task that has not started."""
         if task in self._queue:
             self._queue.remove(task)
+
+    def show(self, figures: Mapping[str, float]) -> None:
+        """There is no dashboard."""
 
     def close(self) -> None:
         """Nothing to give back."""

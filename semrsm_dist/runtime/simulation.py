@@ -11,6 +11,7 @@ import heapq
 import resource
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
@@ -221,6 +222,9 @@ class SimulatedExecutor:
             self._start_queued()
         else:
             self._gone.add(task.number)
+
+    def show(self, figures: Mapping[str, float]) -> None:
+        """There is no dashboard."""
 
     def close(self) -> None:
         """Nothing to give back."""

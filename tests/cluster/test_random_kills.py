@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ Launch = Callable[..., "subprocess.Popen[str]"]
 Tree = Callable[[Path], dict[str, bytes]]
 SERIAL_KILLS, RAY_KILLS = 17, 3
 LONGEST_SECONDS = 7.0
+N_TILES = 36 * len(INVARIANCES)
 SLOWLY = ("--solver", "ortools")
 
 
@@ -34,6 +36,21 @@ def tiles_as_written(out: Path) -> dict[Path, tuple[int, int]]:
     return {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in paths}
 
 
+def moment(process: subprocess.Popen[str], out: Path, moments: random.Random, first: float, *, by_clock: bool) -> bool:
+    """Wait for a random moment: some seconds after the start, or after some tiles; whether the process is still there then.
+
+    By the clock a slow machine is caught before its first tile only, and a fast one after its last.
+    """
+    if by_clock:
+        seconds, more = moments.uniform(first, first + LONGEST_SECONDS), N_TILES
+    else:
+        seconds, more = 100.0, moments.randint(1, 20)
+    deadline, wanted = time.monotonic() + seconds, len(present(out)) + more
+    while process.poll() is None and time.monotonic() < deadline and len(present(out)) < wanted:
+        time.sleep(moments.uniform(0.0, 0.04))
+    return process.poll() is None
+
+
 @pytest.mark.parametrize(("executor", "kills"), [("serial", SERIAL_KILLS), ("ray", RAY_KILLS)])
 def test_random_moments(
     launch: Launch, activations: Path, slowly: Path, tmp_path: Path, tree: Tree, executor: str, kills: int
@@ -46,17 +63,14 @@ def test_random_moments(
     tiles_at_kills: list[int] = []
     while killed < kills or out.exists():
         process = launch(*rsm_command(activations, out, *SLOWLY, "--executor", executor))
-        if killed < kills:
-            try:
-                process.wait(moments.uniform(first, first + LONGEST_SECONDS))
-            except subprocess.TimeoutExpired:
-                below = descendants(process.pid)
-                kill([process.pid])
-                process.wait()
-                workers = [pid for pid, command in below.items() if command.startswith("ray::_run_units")]
-                wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), 60, "workers to end")  # noqa: B023
-                kill(below)
-                killed += 1
+        if killed < kills and moment(process, out, moments, first, by_clock=killed % 2 == 0):
+            below = descendants(process.pid)
+            kill([process.pid])
+            process.wait()
+            workers = [pid for pid, command in below.items() if command.startswith("ray::_run_units")]
+            wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), 60, "workers to end")  # noqa: B023
+            kill(below)
+            killed += 1
         output, _ = process.communicate(timeout=200)
         found = tiles_as_written(out)
         assert {path: found.get(path) for path in kept} == kept, "a tile that was finished was written again"
@@ -69,4 +83,4 @@ def test_random_moments(
             assert process.returncode == -9, output
             tiles_at_kills.append(len(found))
     assert killed == kills
-    assert sum(0 < count < 36 * len(INVARIANCES) for count in tiles_at_kills) >= kills // 3, tiles_at_kills
+    assert sum(0 < count < N_TILES for count in tiles_at_kills) >= kills // 3, tiles_at_kills

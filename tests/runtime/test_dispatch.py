@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -63,6 +63,9 @@ class ScriptedExecutor:
     def abandon(self, task: Task) -> None:
         self.abandoned.append(task)
         self._hanging.remove(task)
+
+    def show(self, figures: Mapping[str, float]) -> None:
+        pass
 
     def close(self) -> None:
         pass

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from semrsm_dist.report.timeline import timeline
-from semrsm_dist.runtime.history import history, read_events
+from semrsm_dist.runtime.events import EventReader
+from semrsm_dist.runtime.history import history
 from storage_schemas import InvalidInputError
 from storage_schemas.location import Location
 from storage_schemas.tables import EVENTS, write_table
@@ -89,7 +90,7 @@ def test_events_of_another_release_are_left_out(tmp_path: Path) -> None:
     older = pa.schema([field for field in EVENTS if field.name != "largest_gap"])
     write_table(folder / "0.parquet", table(event(40)), older)
     (tmp_path / "r.events/broken.parquet").write_bytes(b"nothing")
-    assert [row["column"] for row in read_events(folder).to_pylist()] == [20, 30]
+    assert [row["column"] for row in EventReader(folder).read().to_pylist()] == [20, 30]
 
 
 def test_the_timeline_has_a_row_for_each_worker_and_draws_long_runs(tmp_path: Path) -> None:

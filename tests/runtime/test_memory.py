@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from semrsm_dist.grid import TileKey
 from semrsm_dist.matching import MatchingSettings
 from semrsm_dist.names import Invariance
 from semrsm_dist.runtime.inventory import grid_of
 from semrsm_dist.runtime.plan import RsmPlan, fit_blocks, make_plan
 from semrsm_dist.runtime.rsm_run import RsmSettings, RunSettings, create_rsm, run_rsm
+from semrsm_dist.runtime.units import Unit
 from semrsm_dist.runtime.worker import RsmJob
 from storage_schemas import ActivationStore, InvalidInputError, RsmStore
 
@@ -53,10 +55,18 @@ def activations(path: Path, n: int, s: int, c: int, chunk_samples: int | None = 
 def planned(job: RsmJob, store: ActivationStore, invariance: Invariance, memory: int | None = None) -> RsmPlan:
     """The plan, but for the time."""
     grid = grid_of(RsmStore.open(job.out))
+    tile = Unit(TileKey(0, 0), invariance)
     return make_plan(
-        grid, store, store, (invariance,), job.matching, missing={invariance: 1}, pair_seconds={invariance: 1.0}, workers=1,
+        grid,
+        store,
+        store,
+        (invariance,),
+        job.matching,
+        missing=[tile],
+        pair_seconds={invariance: 1.0},
+        workers=1,
         memory_limit=memory,
-    )  # fmt: skip
+    )
 
 
 def peak(job: RsmJob, invariance: Invariance, plan: RsmPlan) -> int:

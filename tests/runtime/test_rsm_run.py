@@ -393,7 +393,7 @@ def test_a_run_that_loses_its_lease_stops_and_can_be_gone_on_with(make_activatio
     other = Holder.this_process(3600).to_json()
     units: list[int] = []
 
-    def take(done: int, total: int) -> None:
+    def take(done: int, total: int, seconds_left: float | None = None) -> None:
         units.append(done)
         lease.write_bytes(other)
         time.sleep(0.1)
