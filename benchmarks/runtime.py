@@ -4,7 +4,7 @@
     python benchmarks/runtime.py --tiles 6  # fewer tiles
 
 Overhead and scaling are ratios within one run: the same tiles of a second or more (a) by the tile function in a process of one
-core, (b) on Ray with one worker, (c) with two, from the first tile's submission until the last one's receipt; Ray and its
+core, (b) on Ray with one worker, (c) with two, from the start of the first tile until the receipt of the last; Ray and its
 workers have been started before. Turns alternate, and the smallest of each counts, since others use the machine too.
 
 The resume has 100,128 tiles in files, ten of which are missing: seconds from the call until the first task is submitted, next
@@ -73,7 +73,7 @@ def by_function(store: ActivationStore, matching: MatchingSettings, tiles: list[
 
 
 def on_ray(store: ActivationStore, columns: ActivationStore, settings: RsmSettings, folder: Path, workers: int) -> float:
-    """Seconds from the first submission to the last receipt of the tiles on Ray."""
+    """Seconds from the start of the first tile to the receipt of the last on Ray."""
     out = folder / f"{workers}.zarr"
     job = create_rsm(str(store.location), str(columns.location), str(out), settings)
     attempts: list[Attempt] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -39,14 +39,16 @@ class EventRecorder:
     seconds
         How long rows wait in memory at the least; after a day at most a minute. What a killed driver loses. Events are a
         record, not the state of the run: that is in the store alone.
+    clock
+        Seconds, monotonic.
     """
 
-    def __init__(self, folder: Location, seconds: float = 5.0) -> None:
-        self._folder, self._seconds = folder, seconds
+    def __init__(self, folder: Location, seconds: float = 5.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._folder, self._seconds, self._clock = folder, seconds, clock
         self._run = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{os.getpid()}"
         self._rows: list[dict[str, Any]] = []
         self._files: list[str] = []
-        self._begin = self._last = time.monotonic()
+        self._begin = self._last = clock()
 
     def record(self, attempt: Attempt) -> None:
         """Take one attempt."""
@@ -69,13 +71,13 @@ class EventRecorder:
 
     def flush_if_due(self) -> None:
         """Write the rows when they have waited long enough: a hundredth of the run, within the bounds."""
-        now = time.monotonic()
+        now = self._clock()
         if self._rows and now - self._last >= min(max(self._seconds, (now - self._begin) / 100), _SECONDS_BETWEEN_FILES):
             self.flush()
 
     def flush(self) -> None:
         """Write the rows that are waiting."""
-        self._last = time.monotonic()
+        self._last = self._clock()
         if self._rows:
             self._files.append(f"{self._run}-{len(self._files):06d}.parquet")
             write_table(self._folder / self._files[-1], pa.Table.from_pylist(self._rows, schema=EVENTS), EVENTS)

@@ -25,6 +25,13 @@ def units_of(store: RsmStore, invariances: Sequence[Invariance]) -> Iterator[Uni
             yield Unit(key, invariance)
 
 
+def count_units(store: RsmStore, invariances: Sequence[Invariance]) -> int:
+    """How many units :func:`units_of` gives."""
+    grid = grid_of(store)
+    blocks = sum(-(-length // grid.tile_size) for length in grid.shape[: len(sides_of(store))])
+    return (blocks + grid.n_tiles) * len(invariances)
+
+
 def missing_units(store: RsmStore, invariances: Sequence[Invariance]) -> list[Unit]:
     """The plan minus what one listing of each array finds."""
     tiles = {name: store.present_tiles(name) for name in invariances}

@@ -16,7 +16,7 @@ from semrsm_dist.progress import Report
 from semrsm_dist.runtime.dispatch import Attempt, Executor, Policy, Standing, dispatch
 from semrsm_dist.runtime.events import EventRecorder
 from semrsm_dist.runtime.forecast import Forecast
-from semrsm_dist.runtime.inventory import damaged_units, delete_unit, grid_of, missing_units, units_of
+from semrsm_dist.runtime.inventory import count_units, damaged_units, delete_unit, grid_of, missing_units
 from semrsm_dist.runtime.order import along_the_curve
 from semrsm_dist.runtime.plan import RsmPlan, machine_cpus, machine_memory_bytes, make_plan, time_pairs
 from semrsm_dist.runtime.pulse import end_pulse
@@ -234,22 +234,25 @@ def run_rsm(
         When the disk is full, read-only or out of reach; what is written stays.
     """
     store = RsmStore.open(job.out, writable=True)
-    discard = set(discard)
-    if not discard and not missing_units(store, invariances):
+    discard, missing = set(discard), missing_units(store, invariances)
+    if not discard and not missing:
         discard = set(damaged_units(store, invariances, report_verify))
         if not discard:
-            return RsmRun(sum(1 for _ in units_of(store, invariances)), 0, {})
+            return RsmRun(count_units(store, invariances), 0, {})
     with Lease(store.location, run.lease_seconds) as lease:
         store.location.sweep()
         for unit in discard:
             delete_unit(store, unit)
-        return _write(job, store, invariances, run, lease, plan, report, report_verify, on_attempt)
+        # Should another run have come and gone since the listing, its tiles are written again, with the same bytes.
+        todo = [*missing, *sorted(discard - set(missing))]
+        return _write(job, store, invariances, todo, run, lease, plan, report, report_verify, on_attempt)
 
 
 def _write(
     job: RsmJob,
     store: RsmStore,
     invariances: Sequence[Invariance],
+    todo: list[Unit],
     run: RunSettings,
     lease: Lease,
     plan: RsmPlan | None,
@@ -258,8 +261,7 @@ def _write(
     on_attempt: Callable[[Attempt], None] | None,
 ) -> RsmRun:
     """Rounds of computing and verifying, until nothing is damaged, while the lease is held."""
-    planned = sum(1 for _ in units_of(store, invariances))
-    todo = missing_units(store, invariances)
+    planned = count_units(store, invariances)
     computed, set_aside = 0, dict[Unit, str]()
     executor: Executor | None = None
     expected = plan.tile_seconds if plan else {}

@@ -1,19 +1,22 @@
 """A discrete-event run of the dispatch loop itself on a cluster that exists on paper only.
 
-The loop is the one that runs on Ray; what is simulated is the executor and the clock. Nodes are lost and come back, some
-tasks straggle, and losses are noticed late, as on a real cluster. What comes out is how long the run would take, how
-much of the cluster's time would be useful, and what the driver itself costs, which is measured and not simulated.
+The loop is the one that runs on Ray, and so are its subscribers: events are written, to a temporary folder, and the time left
+is forecast. What is simulated is the executor and the clock. Nodes are lost and come back, some tasks straggle, and losses are
+noticed late, as on a real cluster. What comes out is how long the run would take, how much of the cluster's time would be
+useful, and what the driver itself costs, which is measured and not simulated.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 import resource
 import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import numpy as np
@@ -21,8 +24,14 @@ import numpy as np
 from semrsm_dist.grid import TileKey
 from semrsm_dist.progress import duration
 from semrsm_dist.runtime.dispatch import Policy, dispatch
+from semrsm_dist.runtime.events import EventRecorder
+from semrsm_dist.runtime.forecast import Forecast
+from semrsm_dist.runtime.order import along_the_curve
 from semrsm_dist.runtime.units import Outcome, Receipt, Task, Unit
+from semrsm_dist.runtime.watch import Watch
 from storage_schemas.errors import InvalidInputError
+from storage_schemas.location import Location
+from storage_schemas.rsm import events_url
 
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 
@@ -104,7 +113,7 @@ class Simulation:
     abandoned: int
     """Tasks given up because a copy ended first, or at their deadline."""
     driver_seconds_per_unit: float
-    """CPU time of the loop itself, measured."""
+    """CPU time of ordering, dispatching, recording events and forecasting, measured."""
     driver_bytes_per_unit: float
     """Memory that the driver took beyond what it had before, at its peak, the simulation included; measured."""
 
@@ -135,17 +144,31 @@ def simulate(n_units: int, unit_seconds: float, cluster: Cluster, policy: Policy
         How the loop decides; the defaults when None.
     """
     memory = _peak_memory()
-    units = [Unit(TileKey(number // 1000, number % 1000), "permutation") for number in range(n_units)]
     executor = SimulatedExecutor(cluster, unit_seconds)
-    begin = time.process_time()
-    result = dispatch(
-        units,
-        executor,
-        policy=policy,
-        clock=lambda: executor.now,
-        expected_seconds={("tile", "permutation"): unit_seconds},
-    )
-    driver = time.process_time() - begin - executor.own_seconds
+    expected = {("tile", "permutation"): unit_seconds}
+
+    def clock() -> float:
+        return executor.now
+
+    with TemporaryDirectory() as folder:
+        store = Location.of(folder) / "paper.zarr"
+        begin = time.process_time()
+        side = math.isqrt(n_units - 1) + 1
+        units = along_the_curve([Unit(TileKey(number // side, number % side), "permutation") for number in range(n_units)])
+        recorder = EventRecorder(events_url(store), clock=clock)
+        forecast = Forecast(units, expected, cluster.workers, clock)
+        watch = Watch(store, executor, recorder, forecast, 0, n_units, clock=clock)
+        result = dispatch(
+            units,
+            executor,
+            policy=policy,
+            on_attempt=watch.follow,
+            on_idle=watch.idle,
+            clock=clock,
+            expected_seconds=expected,
+        )
+        recorder.close()
+        driver = time.process_time() - begin - executor.own_seconds
     return Simulation(
         units=result.done,
         makespan=executor.last_end,

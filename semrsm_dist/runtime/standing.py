@@ -9,7 +9,7 @@ from typing import Any, cast
 from semrsm_dist.names import Invariance
 from semrsm_dist.runtime.events import EventReader
 from semrsm_dist.runtime.history import History, history
-from semrsm_dist.runtime.inventory import missing_units, units_of
+from semrsm_dist.runtime.inventory import count_units, missing_units
 from semrsm_dist.runtime.pulse import PULSE_SECONDS, Pulse, read_pulse
 from storage_schemas import ActivationStore, RsmStore, StoreNotFoundError
 from storage_schemas.lease import Holder, holder_of
@@ -110,6 +110,6 @@ class Observer:
         if stage.running and stage.pulse is not None:
             return replace(stage, done=stage.pulse.done, planned=stage.pulse.planned)
         present = [each for each in wanted if each in there]
-        planned = sum(1 for _ in units_of(store, wanted))
-        unknown = sum(1 for _ in units_of(store, [each for each in wanted if each not in present]))
+        planned = count_units(store, wanted)
+        unknown = planned - count_units(store, present)
         return replace(stage, done=planned - unknown - len(missing_units(store, present)), planned=planned)

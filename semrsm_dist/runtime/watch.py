@@ -26,12 +26,13 @@ class Watch:
         forecast: Forecast,
         there: int,
         planned: int,
-        report: Report | None,
-        on_attempt: Callable[[Attempt], None] | None,
+        report: Report | None = None,
+        on_attempt: Callable[[Attempt], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store, self._executor, self._recorder, self._forecast = store, executor, recorder, forecast
         self._there, self._planned, self._report, self._on_attempt = there, planned, report, on_attempt
-        self._next_pulse = 0.0
+        self._clock, self._next_pulse = clock, clock()
         self._tell()
 
     def follow(self, attempt: Attempt) -> None:
@@ -47,8 +48,8 @@ class Watch:
     def idle(self, standing: Callable[[], Standing]) -> None:
         """Write what is due."""
         self._recorder.flush_if_due()
-        if time.monotonic() >= self._next_pulse:
-            self._next_pulse = time.monotonic() + PULSE_SECONDS
+        if self._clock() >= self._next_pulse:
+            self._next_pulse = self._clock() + PULSE_SECONDS
             now, left = standing(), self._forecast.seconds_left()
             pulse = Pulse(datetime.now(UTC), self._there, self._planned, seconds_left=left, **asdict(now))
             write_pulse(self._store, pulse)

@@ -107,7 +107,7 @@ def activations(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def rsm_command(activations: Path, out: Path, *more: object) -> tuple[object, ...]:
+def rsm_command(activations: object, out: object, *more: object) -> tuple[object, ...]:
     """Arguments that compute the RSM of the fixture."""
     chosen = [part for name in INVARIANCES for part in ("--invariance", name)]
     return ("rsm", "--rows", activations, "--out", out, "--tile-size", TILE_SIZE, *chosen, *more)

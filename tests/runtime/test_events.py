@@ -87,10 +87,9 @@ def test_a_reader_sees_what_was_written_since_and_reads_no_file_twice(tmp_path: 
     assert reader.read()["column"].to_pylist() == [0, 1, 2]
 
 
-def test_the_longer_a_run_the_longer_it_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_longer_a_run_the_longer_it_waits(tmp_path: Path) -> None:
     now = [0.0]
-    monkeypatch.setattr("semrsm_dist.runtime.events.time.monotonic", lambda: now[0])
-    recorder = EventRecorder(Location.of(tmp_path / "r.events"))
+    recorder = EventRecorder(Location.of(tmp_path / "r.events"), clock=lambda: now[0])
     written = []
     while now[0] < 4 * 86400:
         recorder.record(attempt(0))

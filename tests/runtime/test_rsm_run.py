@@ -17,7 +17,7 @@ from semrsm_dist.grid import TileKey
 from semrsm_dist.matching import MatchingSettings
 from semrsm_dist.reduction.stored import StoredRsm, load_rsm
 from semrsm_dist.runtime import rsm_run
-from semrsm_dist.runtime.inventory import damaged_units, missing_units
+from semrsm_dist.runtime.inventory import damaged_units, missing_units, units_of
 from semrsm_dist.runtime.plan import project_memory
 from semrsm_dist.runtime.rsm_run import (
     RsmSettings,
@@ -308,7 +308,7 @@ def test_a_disk_that_does_not_keep_what_is_written_ends_the_run(
     store = make_activations(n_samples=7)
     job = create_rsm(str(store.location), None, str(tmp_path / "r.zarr"), SETTINGS)
     run_rsm(job, EVERY, SERIAL)
-    monkeypatch.setattr(rsm_run, "damaged_units", lambda store, names, report: {next(rsm_run.units_of(store, names)): "bad"})
+    monkeypatch.setattr(rsm_run, "damaged_units", lambda store, names, report: {next(units_of(store, names)): "bad"})
     with pytest.raises(rsm_run.DamagedChunkError, match=r"does not keep what is written"):
         run_rsm(job, EVERY, SERIAL)
 
