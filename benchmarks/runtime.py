@@ -7,6 +7,8 @@ Overhead and scaling are ratios within one run: the same tiles of a second or mo
 core, (b) on Ray with one worker, (c) with two, from the start of the first tile until the receipt of the last; Ray and its
 workers have been started before. Turns alternate, and the smallest of each counts, since others use the machine too.
 
+The blocks that workers read are counted, in the order in which tiles are handed out and row by row.
+
 The resume has 100,128 tiles in files, ten of which are missing: seconds from the call until the first task is submitted, next
 to those for listing the files alone.
 """
@@ -25,13 +27,14 @@ import click
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from semrsm_dist.grid import TileKey
+from semrsm_dist.grid import RectangularGrid, TileKey
 from semrsm_dist.matching import MatchingSettings, alignment
 from semrsm_dist.runtime import rsm_run
 from semrsm_dist.runtime.dispatch import Attempt
+from semrsm_dist.runtime.order import along_the_curve, blocks_read
 from semrsm_dist.runtime.rsm_run import RsmSettings, RunSettings, create_rsm, run_rsm
 from semrsm_dist.runtime.serial_executor import SerialExecutor
-from semrsm_dist.runtime.units import Task
+from semrsm_dist.runtime.units import Task, Unit
 from semrsm_dist.runtime.worker import RsmJob
 from semrsm_dist.tile import compute_tile
 from storage_schemas import ActivationStore, RsmStore
@@ -117,6 +120,19 @@ def overhead(n_tiles: int) -> None:
     print(f"  Ray, one worker / two workers       {best[1] / best[2]:.3f}   (target: at least 1.9)")
 
 
+def locality() -> None:
+    """Blocks that workers read for a tile of a 100 × 100 grid of tiles, by row and along the curve; counted, not timed."""
+    by_row = list(RectangularGrid(10_000, 10_000).tile_keys())
+    by_curve = [unit.key for unit in along_the_curve([Unit(key, "none") for key in by_row])]
+    print("Blocks read for a tile (8 workers, 30 tiles a task)")
+    for room in (10, 20, 40):
+        along, across = (
+            blocks_read(keys, len(keys), room=room, per_task=30, workers=8, symmetric=False) / len(keys)
+            for keys in (by_curve, by_row)
+        )
+        print(f"  room for {room} blocks                 {along:.2f} along the curve, {across:.2f} row by row")
+
+
 class SubmittedError(Exception):
     """A first task was submitted."""
 
@@ -178,6 +194,7 @@ def run_with_first_submission(job: RsmJob) -> None:
 def main(tiles: int) -> None:
     """Print the figures."""
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    locality()
     resume()
     overhead(tiles)
 

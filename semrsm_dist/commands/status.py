@@ -126,9 +126,11 @@ def _print_history(stage: Stage, told: History) -> None:
             f"{stage.what}: run by {stage.holder}; {now.tasks:,} tasks with {now.units:,} units in flight for {now.slots:,} "
             f"workers, the oldest for {duration(now.oldest_seconds)}{given_up}"
         )
+    elif stage.holder is not None and stage.holder.has_ended():
+        click.echo(f"{stage.what}: {stage.holder} has ended without finishing; the same command goes on from there")
     elif stage.holder is not None:
-        alive = "has ended without finishing" if stage.holder.has_ended() else "was not heard of just now"
-        click.echo(f"{stage.what}: {stage.holder} {alive}" + ("; the same command goes on from there" if stage.missing else ""))
+        heard = "begins" if stage.pulse is None else f"was last heard of {duration(stage.pulse.seconds_ago())} ago"
+        click.echo(f"{stage.what}: {stage.holder} {heard}")
     trouble = "".join(f", {count} {status}" for status, count in told.not_done.items())
     gap = "" if told.largest_gap is None else f"; largest certified gap {told.largest_gap:.1e}"
     if told.newest is not None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
 from semrsm_dist.names import Invariance
 from semrsm_dist.runtime.events import EventReader
-from semrsm_dist.runtime.history import History, history
+from semrsm_dist.runtime.history import History, history, kind_of
 from semrsm_dist.runtime.inventory import count_units, missing_units
 from semrsm_dist.runtime.pulse import PULSE_SECONDS, Pulse, read_pulse
 from storage_schemas import ActivationStore, RsmStore, StoreNotFoundError
@@ -29,6 +30,8 @@ class Stage:
     planned: int
     """0 when the store is not there yet."""
     unit: str
+    missing_kinds: Mapping[str, int] = field(default_factory=dict)
+    """Of an RSM, how many of each kind of units are missing; empty while its driver tells the time left."""
     history: History | None = None
     """Of an RSM, what its events tell."""
     pulse: Pulse | None = None
@@ -49,12 +52,12 @@ class Stage:
 
     @property
     def seconds_left(self) -> float | None:
-        """Until it is finished: as the driver says, or at the speed of its last ten minutes; None when nobody knows."""
+        """Until it is finished: as the driver says, or with the workers of its last ten minutes; None when nobody knows."""
         if not self.missing:
             return 0.0 if self.planned else None
         if self.running and self.pulse is not None:
             return self.pulse.seconds_left
-        return None if self.history is None else self.history.seconds_left(self.missing)
+        return None if self.history is None else self.history.seconds_left(self.missing_kinds)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -106,10 +109,14 @@ class Observer:
         there = cast("list[Invariance]", store.invariances())
         wanted = there if invariances is None else invariances
         events = self._events.setdefault(location, EventReader(events_url(location)))
-        stage = Stage(what, 0, 0, unit, history(events.read()), read_pulse(location), holder_of(location))
+        told = history(events.read())
+        stage = Stage(what, 0, 0, unit, history=told, pulse=read_pulse(location), holder=holder_of(location))
         if stage.running and stage.pulse is not None:
             return replace(stage, done=stage.pulse.done, planned=stage.pulse.planned)
         present = [each for each in wanted if each in there]
         planned = count_units(store, wanted)
         unknown = planned - count_units(store, present)
-        return replace(stage, done=planned - unknown - len(missing_units(store, present)), planned=planned)
+        missing = missing_units(store, present)
+        kinds = Counter(kind_of(unit.part, unit.invariance) for unit in missing)
+        kinds.update({f"{each}, which is not begun": 1 for each in wanted if each not in there})
+        return replace(stage, done=planned - unknown - len(missing), planned=planned, missing_kinds=kinds)

@@ -64,7 +64,9 @@ def test_speed_is_that_of_the_last_ten_minutes_by_node() -> None:
     assert told.nodes[0].units_per_minute == pytest.approx(101 / 10)
     assert told.nodes[0].busy == pytest.approx(101 * 2.0 / (600 * 2))
     assert told.nodes[1].peak_memory_bytes == 700
-    assert told.seconds_left(222) == pytest.approx(222 / 111 * 600)
+    assert told.parallelism == pytest.approx(111 * 2 / 600)
+    assert told.kind_seconds == {"tile permutation": pytest.approx(2)}
+    assert told.seconds_left({"tile permutation": 222}) == pytest.approx(222 / 111 * 600)
 
 
 def test_what_failed_is_counted_and_its_latest_errors_are_told_once() -> None:
@@ -78,9 +80,20 @@ def test_what_failed_is_counted_and_its_latest_errors_are_told_once() -> None:
 
 def test_without_events_nothing_is_told() -> None:
     told = history(EVENTS.empty_table())
-    assert (told.newest, told.nodes, told.seconds_left(5)) == (None, (), None)
+    assert (told.newest, told.nodes, told.seconds_left({"tile none": 5})) == (None, (), None)
     with pytest.raises(InvalidInputError, match="no events to draw yet"):
         timeline(EVENTS.empty_table())
+
+
+def test_the_time_left_weighs_kinds_by_what_they_take() -> None:
+    short = [
+        event(10 + number / 10, part="row_norms", read_seconds=0.0, solve_seconds=0.01, write_seconds=0.0)
+        for number in range(90)
+    ]
+    told = history(table(*short, *(event(20 + 2 * number) for number in range(40)), event(100)))
+    assert told.parallelism == pytest.approx((41 * 2 + 90 * 0.01) / 90)
+    assert told.seconds_left({"tile permutation": 100}) == pytest.approx(100 * 2 / told.parallelism)
+    assert told.seconds_left({"tile none": 1}) is None
 
 
 def test_events_of_another_release_are_left_out(tmp_path: Path) -> None:
