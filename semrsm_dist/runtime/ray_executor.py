@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import os
-import socket
-import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
-from queue import SimpleQueue
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar
 
 import ray
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError, RayTaskError, TaskCancelledError
 from ray.util.metrics import Counter, Gauge, Histogram
 
+from semrsm_dist.runtime.head import Head
 from semrsm_dist.runtime.plan import machine_cpus
 from semrsm_dist.runtime.units import Outcome, Receipt, Task, Unit
 from semrsm_dist.runtime.worker import RsmJob, TileWorker, refusals
-from storage_schemas.errors import ClusterLostError, InvalidInputError, SemrsmError
+from storage_schemas.errors import InvalidInputError, SemrsmError
 
 _SECONDS_BETWEEN_RESOURCE_QUERIES = 5.0
-_SECONDS_BETWEEN_CALLS = 3.0
-_SILENT_CALLS = 5  # to the head; Ray itself ends the process after a minute, without a word of ours
 _SECONDS_BOUNDARIES = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]
 _RESULTS_AHEAD = 2  # for each CPU: one that is computed while another waits to be taken
 Item = TypeVar("Item")
@@ -44,61 +40,6 @@ def _run_units(job: dict[str, Any], units: tuple[Unit, ...]) -> list[Receipt]:
 
 
 _kept: tuple[dict[str, Any], TileWorker] | None = None
-
-
-class _Head:
-    """The head of the cluster, and calls to Ray that end when it is lost: left alone, they hang until Ray ends the process."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self._silent = 0
-        self._ended = threading.Event()
-        self._calls: SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = SimpleQueue()
-        for run in (self._watch, self._call_one_after_the_other):
-            threading.Thread(target=run, name=f"head at {address}", daemon=True).start()
-
-    @property
-    def lost(self) -> bool:
-        """Whether the head has not been reached several times in a row."""
-        return self._silent >= _SILENT_CALLS
-
-    def call(self, function: Callable[[], Result]) -> Result:
-        """What a function returns; raises :class:`ClusterLostError` when the head is lost, whether or not it returns."""
-        future: Future[Any] = Future()
-        self._calls.put((function, future))
-        while not self.lost:
-            try:
-                return cast("Result", future.result(timeout=_SECONDS_BETWEEN_CALLS))
-            except TimeoutError:
-                if future.done():
-                    raise
-        raise ClusterLostError(
-            f"The Ray cluster at {self.address} does not answer any more; what is finished is kept, "
-            "and the same command goes on from there with another cluster."
-        )
-
-    def end(self) -> None:
-        """Watch no longer."""
-        self._ended.set()
-
-    def _call_one_after_the_other(self) -> None:
-        """What the thread that talks to Ray does."""
-        while True:
-            function, future = self._calls.get()
-            try:
-                future.set_result(function())
-            except BaseException as error:
-                future.set_exception(error)
-
-    def _watch(self) -> None:
-        """What the thread that watches does."""
-        host, _, port = self.address.rpartition(":")
-        while not self._ended.wait(_SECONDS_BETWEEN_CALLS):
-            try:
-                socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS_BETWEEN_CALLS).close()
-                self._silent = 0
-            except OSError:
-                self._silent += 1
 
 
 class _Metrics:
@@ -134,20 +75,18 @@ class _Metrics:
         self._figures[name].set(value, tags=self._tags)
 
 
-class RayExecutor:
-    """Runs tasks on Ray.
+class _OnRay(ABC):
+    """What every executor on Ray has: the connection, the watch over the head, tasks that wait or run, and metrics.
 
     Parameters
     ----------
-    job
-        What the workers compute.
+    out
+        Store that is written, for the metrics.
     address
         Address of an existing cluster; ``RAY_ADDRESS`` of the environment when None (as inside ``ray job submit``);
         without either a local Ray is started on loopback, and stopped by :meth:`close`.
     workers
         Tasks at once: CPUs of the embedded Ray, or the most to use of a cluster; all of them when None.
-    memory_bytes
-        Memory to reserve for each task on an existing cluster.
 
     Raises
     ------
@@ -155,32 +94,20 @@ class RayExecutor:
         When the cluster cannot be reached.
     """
 
-    def __init__(
-        self,
-        job: RsmJob,
-        *,
-        address: str | None = None,
-        workers: int | None = None,
-        memory_bytes: int | None = None,
-    ) -> None:
-        self._job, self._workers = job.to_json(), workers
+    def __init__(self, out: str, address: str | None, workers: int | None) -> None:
+        self._workers = workers
         self._tasks: dict[Any, Task] = {}
         self._waiting: deque[Task] = deque()
         self._slots, self._next_query = 1, 0.0
         self._started_ray = connect(address, workers)
-        self._metrics = _Metrics(job.out)
-        self._head = _Head(ray.get_runtime_context().gcs_address)
-        # max_retries=0: the dispatch loop sees every loss, and submits again by its own policy.
-        options: dict[str, Any] = {"num_cpus": 1, "max_retries": 0}
-        if memory_bytes and not self._started_ray:
-            options["memory"] = memory_bytes
-        self._remote = ray.remote(**options)(_run_units)
+        self._metrics = _Metrics(out)
+        self._head = Head(ray.get_runtime_context().gcs_address)
 
     def slots(self) -> int:
-        """CPUs of the cluster, or ``workers`` when that is less."""
+        """Tasks that the cluster can run at once, or ``workers`` when that is less."""
         now = time.monotonic()
         if now >= self._next_query:
-            self._slots = self._head.call(lambda: max(int(ray.cluster_resources().get("CPU", 1)), 1))
+            self._slots = self._head.call(lambda: max(self._count_slots(ray.cluster_resources()), 1))
             self._next_query = now + _SECONDS_BETWEEN_RESOURCE_QUERIES
         return min(self._slots, self._workers) if self._workers else self._slots
 
@@ -188,13 +115,6 @@ class RayExecutor:
         """Submit a task."""
         self._waiting.append(task)
         self._head.call(self._start_waiting)
-
-    def _start_waiting(self) -> None:
-        """Hand over to Ray what may be: on a cluster with more CPUs than workers are wanted, Ray would start all at once."""
-        most = None if self._started_ray else self._workers
-        while self._waiting and (most is None or len(self._tasks) < most):
-            task = self._waiting.popleft()
-            self._tasks[self._remote.remote(self._job, task.units)] = task
 
     def poll(self, timeout: float) -> list[Outcome]:
         """Tasks that have ended; one whose worker or node died is lost.
@@ -206,18 +126,6 @@ class RayExecutor:
         """
         return self._head.call(lambda: self._poll(timeout))
 
-    def _poll(self, timeout: float) -> list[Outcome]:
-        if not self._tasks:
-            return []
-        ended, _ = ray.wait(list(self._tasks), num_returns=1, timeout=timeout)
-        if ended:  # take all that have ended by now, not only the first
-            ended, _ = ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=0)
-        outcomes = [self._outcome(reference) for reference in ended]
-        for outcome in outcomes:
-            self._metrics.outcome(outcome)
-        self._start_waiting()
-        return outcomes
-
     def abandon(self, task: Task) -> None:
         """Cancel a task, by force."""
         if task in self._waiting:
@@ -225,7 +133,7 @@ class RayExecutor:
         for reference, known in list(self._tasks.items()):
             if known.number == task.number:
                 del self._tasks[reference]
-                self._head.call(partial(ray.cancel, reference, force=True))
+                self._head.call(partial(self._stop, reference))
 
     def show(self, figures: Mapping[str, float]) -> None:
         """Figures of the run as Ray metrics."""
@@ -243,6 +151,13 @@ class RayExecutor:
         if self._started_ray:
             ray.shutdown()
 
+    def _poll(self, timeout: float) -> list[Outcome]:
+        outcomes = [self._outcome(reference) for reference in _ended(list(self._tasks), timeout)]
+        for outcome in outcomes:
+            self._metrics.outcome(outcome)
+        self._start_waiting()
+        return outcomes
+
     def _outcome(self, reference: Any) -> Outcome:
         """What a finished reference came to."""
         task = self._tasks.pop(reference)
@@ -252,6 +167,182 @@ class RayExecutor:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             reason = f"{type(error).__name__}: {lines[0] if lines else 'no further word'}"
             return Outcome(task, lost=reason, out_of_memory=isinstance(error, OutOfMemoryError))
+
+    def _count_slots(self, resources: Mapping[str, float]) -> int:
+        """Tasks that run at once on these resources."""
+        return int(resources.get("CPU", 1))
+
+    @abstractmethod
+    def _start_waiting(self) -> None:
+        """Hand over to Ray what may be."""
+
+    @abstractmethod
+    def _stop(self, reference: Any) -> None:
+        """End what computes a reference."""
+
+
+def _ended(references: list[Any], timeout: float) -> list[Any]:
+    """Those that have ended, all of them, waiting for the first."""
+    if not references:
+        return []
+    ended, _ = ray.wait(references, num_returns=1, timeout=timeout)
+    if ended:
+        ended, _ = ray.wait(references, num_returns=len(references), timeout=0)
+    return list(ended)
+
+
+class RayExecutor(_OnRay):
+    """Runs the tiles of an RSM as Ray tasks.
+
+    Parameters
+    ----------
+    job
+        What the workers compute.
+    address, workers
+        Where, and how many at once; a local Ray on loopback when there is no address.
+    memory_bytes
+        Memory to reserve for each task on an existing cluster.
+
+    Raises
+    ------
+    InvalidInputError
+        When the cluster cannot be reached.
+    """
+
+    def __init__(
+        self, job: RsmJob, *, address: str | None = None, workers: int | None = None, memory_bytes: int | None = None
+    ) -> None:
+        super().__init__(job.out, address, workers)
+        self._job = job.to_json()
+        # max_retries=0: the dispatch loop sees every loss, and submits again by its own policy.
+        options: dict[str, Any] = {"num_cpus": 1, "max_retries": 0}
+        if memory_bytes and not self._started_ray:
+            options["memory"] = memory_bytes
+        self._remote = ray.remote(**options)(_run_units)
+
+    def _start_waiting(self) -> None:
+        """On a cluster with more CPUs than workers are wanted, Ray would start all at once."""
+        most = None if self._started_ray else self._workers
+        while self._waiting and (most is None or len(self._tasks) < most):
+            task = self._waiting.popleft()
+            self._tasks[self._remote.remote(self._job, task.units)] = task
+
+    def _stop(self, reference: Any) -> None:
+        ray.cancel(reference, force=True)
+
+
+class Worker(Protocol):
+    """What an actor keeps: a network on its device, say."""
+
+    def run(self, units: Iterable[Unit]) -> list[Receipt]:
+        """Do the units one after the other."""
+
+
+class _Actor:
+    """What a Ray actor is: a worker that is made with the first task and kept for the others."""
+
+    def __init__(self, make: Callable[[dict[str, Any]], Worker], job: dict[str, Any]) -> None:
+        self._make, self._job = make, job
+        self._worker: Worker | None = None
+
+    def ready(self) -> None:
+        """Returns once the actor has a place on a node."""
+
+    def run(self, units: tuple[Unit, ...]) -> list[Receipt]:
+        """The receipts of one task."""
+        if self._worker is None:
+            try:
+                self._worker = self._make(self._job)
+            except SemrsmError as error:
+                return refusals(units, error)
+        return self._worker.run(units)
+
+
+class RayActorExecutor(_OnRay):
+    """Runs tasks on a pool of Ray actors, which keep what is expensive to make; the pool follows the cluster.
+
+    Parameters
+    ----------
+    make
+        Makes the worker of an actor from ``job``; a function of a module, which the actors import.
+    job
+        Plain values.
+    out
+        Store that is written, for the metrics.
+    address, workers
+        Where, and how many actors at the most; a local Ray on loopback when there is no address.
+    cpus, gpus
+        What an actor reserves; fractions of a GPU are shared.
+
+    Raises
+    ------
+    InvalidInputError
+        When the cluster cannot be reached.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[dict[str, Any]], Worker],
+        job: dict[str, Any],
+        out: str,
+        *,
+        address: str | None = None,
+        workers: int | None = None,
+        cpus: float = 1.0,
+        gpus: float = 0.0,
+    ) -> None:
+        super().__init__(out, address, workers)
+        self._make, self._job, self._cpus, self._gpus = make, job, cpus, gpus
+        self._actor = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Actor)
+        self._starting: dict[Any, Any] = {}
+        self._idle: list[Any] = []
+        self._busy: dict[Any, Any] = {}
+
+    def close(self) -> None:
+        """End the actors; stop the embedded Ray."""
+        if not self._head.lost:
+            for actor in (*self._starting.values(), *self._idle, *self._busy.values()):
+                self._head.call(partial(ray.kill, actor))
+            self._tasks.clear()
+        super().close()
+
+    def _count_slots(self, resources: Mapping[str, float]) -> int:
+        by_cpu = resources.get("CPU", 1) / self._cpus if self._cpus else float("inf")
+        by_gpu = resources.get("GPU", 0) / self._gpus if self._gpus else float("inf")
+        return int(min(by_cpu, by_gpu))
+
+    def _start_waiting(self) -> None:
+        """Give tasks to actors that are idle, and start more actors while more can run and are wanted."""
+        while self._waiting and self._idle:
+            actor, task = self._idle.pop(), self._waiting.popleft()
+            reference = actor.run.remote(task.units)
+            self._tasks[reference], self._busy[reference] = task, actor
+        most = min(self._slots, self._workers) if self._workers else self._slots
+        wanted = min(len(self._waiting), most - len(self._busy) - len(self._idle)) - len(self._starting)
+        for _ in range(wanted):
+            actor = self._actor.remote(self._make, self._job)
+            self._starting[actor.ready.remote()] = actor
+
+    def _poll(self, timeout: float) -> list[Outcome]:
+        for reference in _ended(list(self._starting), 0 if self._tasks else timeout):
+            actor = self._starting.pop(reference)
+            with suppress(RayError):  # its node has gone: another is started below
+                ray.get(reference, timeout=60)
+                self._idle.append(actor)
+        self._start_waiting()
+        return super()._poll(timeout)
+
+    def _outcome(self, reference: Any) -> Outcome:
+        actor = self._busy.pop(reference)
+        outcome = super()._outcome(reference)
+        if outcome.lost is None:
+            self._idle.append(actor)
+        else:
+            ray.kill(actor)
+        return outcome
+
+    def _stop(self, reference: Any) -> None:
+        ray.kill(self._busy.pop(reference))
 
 
 @contextmanager

@@ -9,21 +9,24 @@ from typing import Literal
 from semrsm_dist.grid import TileKey
 from semrsm_dist.names import Invariance
 
-Part = Literal["tile", "row_norms", "column_norms"]
+Part = Literal["tile", "row_norms", "column_norms", "activations"]
 
 
 @dataclass(frozen=True, order=True, slots=True)
 class Unit:
-    """One tile, or the norms of one block of samples, under one invariance: one chunk of the store."""
+    """One chunk of a store: a tile or the norms of a block of samples, under one invariance; or the activations of a block."""
 
     key: TileKey
-    """The tile; for norms the block is ``key.row`` and ``key.column`` is 0."""
+    """The tile; for norms and activations the block is ``key.row`` and ``key.column`` is 0."""
     invariance: Invariance
+    """``none`` for activations, which have none."""
     part: Part = "tile"
 
     def __str__(self) -> str:
         if self.part == "tile":
             return f"tile {self.key} under {self.invariance}"
+        if self.part == "activations":
+            return f"chunk {self.key.row} of the activations"
         return f"{self.part.replace('_', ' ')} {self.key.row} under {self.invariance}"
 
 
