@@ -17,6 +17,7 @@ from storage_schemas.errors import (
     StorageUnavailableError,
     StoreInUseError,
     StoreNotFoundError,
+    UnreadableImageError,
 )
 from storage_schemas.rsm import RsmStore
 
@@ -35,4 +36,5 @@ __all__ = [
     "StorageUnavailableError",
     "StoreInUseError",
     "StoreNotFoundError",
+    "UnreadableImageError",
 ]

@@ -11,6 +11,10 @@ class InvalidInputError(SemrsmError, ValueError):
     """An argument, a file or an array that the system cannot work with."""
 
 
+class UnreadableImageError(InvalidInputError):
+    """An image that cannot be decoded."""
+
+
 class StoreNotFoundError(SemrsmError, FileNotFoundError):
     """A store or file that should be there is not."""
 

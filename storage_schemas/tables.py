@@ -34,6 +34,27 @@ ANNOTATIONS = pa.schema(
 )
 """One row for each class that occurs in a sample, with its number of instances."""
 
+IMAGES = pa.schema(
+    [
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),
+        pa.field("modified_ns", pa.int64(), nullable=False),
+        pa.field("sha256", pa.string(), nullable=False),
+        pa.field("decoded", pa.bool_(), nullable=False),
+        pa.field("problem", pa.string()),
+    ]
+)
+"""What is known of image files, so that a file that has not changed since is not read again."""
+
+UNREADABLE = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("problem", pa.string(), nullable=False),
+    ]
+)
+"""Images that cannot be decoded, each with the reason."""
+
 _UTC = pa.timestamp("us", tz="UTC")
 EVENTS = pa.schema(
     [

@@ -129,13 +129,16 @@ def write_annotations(dataset: Dataset, location: str | Location) -> None:
     tables.write_table(Location.of(location), dataset.annotations, tables.ANNOTATIONS)
 
 
-def _sha256(sample: Sample) -> str:
-    """The hash a sample has, or that of its file."""
-    if sample.sha256 is not None:
-        return sample.sha256
-    with storage_errors(str(sample.path)):
+def hash_file(path: Path) -> str:
+    """SHA-256 of an image file; raises `StoreNotFoundError` when it has gone."""
+    with storage_errors(str(path)):
         try:
-            with sample.path.open("rb") as file:
+            with path.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         except FileNotFoundError as error:
-            raise StoreNotFoundError(f"There is no image {sample.path}; put it back, or read the dataset anew.") from error
+            raise StoreNotFoundError(f"There is no image {path}; put it back, or read the dataset anew.") from error
+
+
+def _sha256(sample: Sample) -> str:
+    """The hash a sample has, or that of its file."""
+    return sample.sha256 or hash_file(sample.path)
