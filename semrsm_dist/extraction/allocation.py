@@ -15,9 +15,9 @@ def keep_freed_memory() -> bool:
     """Let the C library keep what is freed, instead of giving it back to the system; returns whether it does.
 
     PyTorch allocates the result of every layer anew. The GNU C library maps such large arrays from the system and unmaps them
-    when they are freed, so every page is mapped and cleared again for each layer of each batch (``benchmarks/extraction.py`` says
-    what that costs). Results do not change, and memory does not grow beyond its peak. Where the C library is another, nothing
-    is done.
+    when they are freed, so every page is mapped and cleared again for each layer of each batch; ``benchmarks/extraction.py``
+    says what that costs. Results do not change, and memory does not grow beyond its peak. Where the C library is another,
+    nothing is done.
     """
     if not sys.platform.startswith("linux"):
         return False
