@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -48,6 +49,8 @@ class Dataset:
     """Every sample, in the order of the activation store's first axis."""
     annotations: pa.Table | None = None
     """Classes and instance counts in the schema :data:`storage_schemas.tables.ANNOTATIONS`, or None when unknown."""
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    """What the samples were chosen from and how, for the reader of a store: plain values, without paths."""
 
     def __post_init__(self) -> None:
         check_unique((sample.sample_id for sample in self.samples), "The dataset")
