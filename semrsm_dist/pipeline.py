@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 
-from semrsm_dist.datasets.coco import read_coco
-from semrsm_dist.datasets.image_folder import read_image_folder
-from semrsm_dist.datasets.samples import Dataset, hash_samples, write_annotations
+from semrsm_dist.datasets.samples import Dataset, write_annotations
+from semrsm_dist.datasets.sides import hash_sides, read_sides
+from semrsm_dist.datasets.sources import ImageSource
 from semrsm_dist.names import KernelName
 from semrsm_dist.progress import binary_size, progress
-from semrsm_dist.recipe import ImageSource, ModelSource, Recipe
+from semrsm_dist.recipe import ModelSource, Recipe
 from semrsm_dist.reduction.samples import Samples, describe_samples
 from semrsm_dist.reduction.stored import StoredRsm
 from semrsm_dist.reduction.stored_cka import stored_cka
@@ -92,11 +92,9 @@ class Pipeline:
         """Activation stores of every model, and annotation tables."""
         from semrsm_dist.extraction.model import load_model
 
-        datasets = {side: self._dataset(source) for side, source in self._sources().items()}
+        datasets = read_sides(self._sources(), self.say, quiet=self.quiet)
         self._check_top_k(len(datasets["database"].samples))
-        for side, dataset in datasets.items():
-            with progress(f"Hashing {side}", "images", quiet=self.quiet) as report:
-                datasets[side] = replace(dataset, samples=hash_samples(dataset.samples, report))
+        datasets = hash_sides(datasets, quiet=self.quiet)
         for model in self.recipe.models:
             loaded = load_model(model.model, revision=model.revision, image_size=model.image_size)
             for side, dataset in datasets.items():
@@ -220,7 +218,7 @@ class Pipeline:
     def annotations_table(self, side: str) -> pa.Table | None:
         """Annotations of one side, or None when the recipe names none."""
         side = self._side(side)
-        return None if self._sources()[side].annotations is None else read_table(self._annotations(side), ANNOTATIONS)
+        return read_table(self._annotations(side), ANNOTATIONS) if self._sources()[side].annotated else None
 
     @property
     def _invariances(self) -> tuple[Any, ...]:
@@ -247,10 +245,6 @@ class Pipeline:
     def _annotations(self, side: str) -> Location:
         return self.workdir / "annotations" / f"{side}.parquet"
 
-    def _dataset(self, source: ImageSource) -> Dataset:
-        """Samples and annotations of a source."""
-        return read_image_folder(source.images) if source.annotations is None else read_coco(source.annotations, source.images)
-
     def _activations_to_rsms(self) -> Outcome:
         """The stages before the reductions."""
         self.extract()
@@ -274,7 +268,7 @@ class Pipeline:
     def _check_top_k(self, n_samples: int) -> None:
         """Refuse before the long part what retrieval would refuse after it."""
         k = max(self.recipe.retrieval.top_k)
-        if self.recipe.database.annotations is not None and k > n_samples:
+        if self.recipe.database.annotated and k > n_samples:
             raise InvalidInputError(
                 f"The recipe retrieves the {k} most similar of {n_samples} database images; "
                 f"choose retrieval.top_k up to {n_samples}."

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError, model_validator
 
+from semrsm_dist.datasets.sources import SOURCES, ImageSource, Selection
 from semrsm_dist.grid import DEFAULT_TILE_SIZE
 from semrsm_dist.matching import MatchingSettings
 from semrsm_dist.names import AffinityType, Centring, Estimator, Invariance, KernelName, Method, SolverName
@@ -23,15 +24,6 @@ class _Part(BaseModel):
     """A part of the recipe: unknown keys are refused, field docstrings become descriptions in the schema."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class ImageSource(_Part):
-    """Images on disk and what is in them."""
-
-    images: str
-    """Folder of images. Relative paths are relative to the recipe's own folder."""
-    annotations: str | None = None
-    """COCO-format annotation file; without one every image of the folder is taken, and there is no retrieval table."""
 
 
 class ModelSource(_Part):
@@ -207,7 +199,7 @@ def _sentence(error: ValidationError, where: str) -> str:
     inner = {mistake["loc"][:-1] for mistake in mistakes} | {mistake["loc"][:-2] for mistake in mistakes}
     mistakes = [mistake for mistake in mistakes if mistake["type"] != "too_short" or mistake["loc"] not in inner]
     first = next((mistake for mistake in mistakes if mistake["type"] == "extra_forbidden"), mistakes[0])
-    key = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part.isidentifier())
+    key = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or (part.isidentifier() and part not in SOURCES))
     more = f" (and {len(mistakes) - 1} more mistakes)" if len(mistakes) > 1 else ""
     if first["type"] == "extra_forbidden":
         known = _known_keys(first["loc"][:-1])
@@ -225,14 +217,12 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
     """Keys of the part of a recipe that a location leads to."""
     part: type[BaseModel] = Recipe
     for key in location:
-        if isinstance(key, int):
-            continue
-        annotation = str(part.model_fields[key].annotation)
-        part = next(
-            candidate
-            for candidate in (ImageSource, ModelSource, Matching, Rsm, Retrieval, Cka, Runtime)
-            if candidate.__name__ in annotation
-        )
+        if key in SOURCES:
+            part = SOURCES[str(key)]
+        elif not isinstance(key, int):
+            annotation = str(part.model_fields[key].annotation)
+            parts = (ModelSource, Matching, Rsm, Retrieval, Cka, Runtime, Selection)
+            part = next((candidate for candidate in parts if candidate.__name__ in annotation), part)
     return list(part.model_fields)
 
 
@@ -242,10 +232,6 @@ def _absolute(recipe: Recipe, folder: Path) -> Recipe:
     def absolute(path: str) -> str:
         return path if "://" in path else str(Path(folder, os.path.expanduser(path)).resolve())
 
-    def source(value: ImageSource) -> ImageSource:
-        annotations = None if value.annotations is None else absolute(value.annotations)
-        return value.model_copy(update={"images": absolute(value.images), "annotations": annotations})
-
     def model(value: ModelSource) -> ModelSource:
         is_path = value.model.startswith((".", "/", "~"))
         return value.model_copy(update={"model": absolute(value.model)}) if is_path else value
@@ -253,8 +239,8 @@ def _absolute(recipe: Recipe, folder: Path) -> Recipe:
     return recipe.model_copy(
         update={
             "workdir": absolute(recipe.workdir),
-            "database": source(recipe.database),
-            "queries": None if recipe.queries is None else source(recipe.queries),
+            "database": recipe.database.located(absolute),
+            "queries": None if recipe.queries is None else recipe.queries.located(absolute),
             "models": tuple(model(value) for value in recipe.models),
         }
     )

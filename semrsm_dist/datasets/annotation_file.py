@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from semrsm_dist.datasets.samples import first_few
 from storage_schemas.errors import InvalidInputError, StoreNotFoundError
 from storage_schemas.location import storage_errors
 
@@ -78,6 +80,25 @@ class AnnotationFile:
                 if entry.get(key) is not None:
                     self._check(section, index, key, entry[key], types)
         return entries
+
+    def names_by_id(self, section: str, entries: Sequence[Entry], name: str) -> dict[Any, str]:
+        """The names of entries by their ``id``; an id that occurs twice is an `InvalidInputError`."""
+        found = {entry["id"]: entry[name] for entry in entries}
+        if len(found) < len(entries):
+            repeated = [str(key) for key, count in Counter(entry["id"] for entry in entries).items() if count > 1]
+            raise InvalidInputError(f'"{section}" in {self.path} uses these ids more than once: {first_few(repeated)}.')
+        return found
+
+    def pixels(self, section: str, index: int, entry: Entry, key: str) -> int | None:
+        """The width or height in an entry, or None when it has none; raises `InvalidInputError` when it is no such number."""
+        value = entry.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
+            raise InvalidInputError(
+                f'"{key}" of entry {index} of "{section}" in {self.path} is {value!r:.60}; expected a number of pixels.'
+            )
+        return value
 
     def _check(self, section: str, index: int, key: str, value: object, types: Types) -> None:
         """Refuse a value of another type, and integers that no table can hold."""

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeVar
 
 import pyarrow as pa
 
 from semrsm_dist.datasets.annotation_file import AnnotationFile, Entry
 from semrsm_dist.datasets.image_folder import named_images
 from semrsm_dist.datasets.instances import count_instances
-from semrsm_dist.datasets.samples import Dataset, Sample, check_unique, first_few
+from semrsm_dist.datasets.samples import Dataset, Sample, check_unique
 from storage_schemas.errors import InvalidInputError
 
-_Id = TypeVar("_Id", int, int | str)
 _ID_TYPES = (int, str)
 
 
@@ -47,7 +43,7 @@ def read_coco(annotations_json: str | os.PathLike[str], image_root: str | os.Pat
         outside of `image_root`.
     """
     coco = _parse(annotations_json)
-    paths = named_images(image_root, coco.file_names, coco.path)
+    paths = named_images(image_root, coco.file_names, coco.file.path)
     samples = tuple(
         Sample(
             sample_id=image["file_name"],
@@ -55,8 +51,8 @@ def read_coco(annotations_json: str | os.PathLike[str], image_root: str | os.Pat
             uri=path.as_uri(),
             group_id=_text(image.get("group_id")),
             video_id=_text(image.get("video_id")),
-            width=_pixels(coco.path, index, image, "width"),
-            height=_pixels(coco.path, index, image, "height"),
+            width=coco.file.pixels("images", index, image, "width"),
+            height=coco.file.pixels("images", index, image, "height"),
         )
         for index, (image, path) in enumerate(zip(coco.images, paths, strict=True))
     )
@@ -74,7 +70,7 @@ def read_coco_counts(annotations_json: str | os.PathLike[str]) -> tuple[list[str
         In the schema :data:`storage_schemas.tables.ANNOTATIONS`, as :func:`read_coco` gives it.
     """
     coco = _parse(annotations_json)
-    check_unique(coco.file_names, str(coco.path))
+    check_unique(coco.file_names, str(coco.file.path))
     return coco.file_names, coco.count()
 
 
@@ -82,7 +78,7 @@ def read_coco_counts(annotations_json: str | os.PathLike[str]) -> tuple[list[str
 class _Coco:
     """A COCO-format file, checked."""
 
-    path: Path
+    file: AnnotationFile
     images: list[Entry]
     annotations: list[Entry]
     class_names: Mapping[int, str]
@@ -97,7 +93,7 @@ class _Coco:
         rows = {image["id"]: row for row, image in enumerate(self.images)}
         sample_rows = [rows[annotation["image_id"]] for annotation in self.annotations]
         class_ids = [annotation["category_id"] for annotation in self.annotations]
-        return count_instances(self.file_names, sample_rows, class_ids, self.class_names, self.path)
+        return count_instances(self.file_names, sample_rows, class_ids, self.class_names, self.file.path)
 
 
 def _parse(annotations_json: str | os.PathLike[str]) -> _Coco:
@@ -109,8 +105,8 @@ def _parse(annotations_json: str | os.PathLike[str]) -> _Coco:
     categories = file.entries("categories", {"id": (int,), "name": (str,)})
     if not images:
         raise InvalidInputError(f"{path} lists no images; check that it is the right file.")
-    file_names = _unique(path, "images", [(image["id"], image["file_name"]) for image in images])
-    class_names = _unique(path, "categories", [(category["id"], category["name"]) for category in categories])
+    file_names = file.names_by_id("images", images, "file_name")
+    class_names = file.names_by_id("categories", categories, "name")
     for index, annotation in enumerate(annotations):
         image_id, class_id = annotation["image_id"], annotation["category_id"]
         if image_id not in file_names:
@@ -123,30 +119,9 @@ def _parse(annotations_json: str | os.PathLike[str]) -> _Coco:
                 f'Entry {index} of "annotations" in {path} is of category {class_id}, which "categories" does not '
                 "list; correct the file."
             )
-    return _Coco(path, images, annotations, class_names)
-
-
-def _unique(path: Path, section: str, pairs: Sequence[tuple[_Id, str]]) -> dict[_Id, str]:
-    """The pairs as a mapping; an id that occurs twice is an error."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        repeated = [str(key) for key, count in Counter(key for key, _ in pairs).items() if count > 1]
-        raise InvalidInputError(f'"{section}" in {path} uses these ids more than once: {first_few(repeated)}.')
-    return found
+    return _Coco(file, images, annotations, class_names)
 
 
 def _text(value: object) -> str | None:
     """An optional id as text."""
     return None if value is None else str(value)
-
-
-def _pixels(path: Path, index: int, image: Entry, key: str) -> int | None:
-    """An optional width or height."""
-    value = image.get(key)
-    if value is None:
-        return None
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
-        raise InvalidInputError(
-            f'"{key}" of entry {index} of "images" in {path} is {value!r:.60}; expected a number of pixels.'
-        )
-    return value

@@ -119,6 +119,7 @@ def extract(
                 "numerics": NUMERICS,
                 "packages": {name: version(name) for name in ("pillow", "torch", "transformers")},
             },
+            provenance={"dataset": dict(dataset.origin)} if dataset.origin else None,
         )
         location.sweep()
         tables.write_table(samples_url(location), samples_table(samples), tables.SAMPLES)
