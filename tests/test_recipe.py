@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from semrsm_dist.datasets.sources import Cifar100Source, EgoObjectsSource, FolderSource, Selection
 from semrsm_dist.recipe import Recipe, load_recipe, recipe_from
 from storage_schemas import InvalidInputError, StoreNotFoundError
 
@@ -29,11 +30,26 @@ def write(folder: Path, **changes: Any) -> Path:
 def test_relative_paths_are_seen_from_the_recipe(tmp_path: Path) -> None:
     queries = {"images": "../q", "annotations": "/abs/q.json"}
     recipe = load_recipe(write(tmp_path, queries=queries))
+    assert isinstance(recipe.database, FolderSource) and isinstance(recipe.queries, FolderSource)
     assert recipe.database.images == str(tmp_path / "images")
-    assert recipe.queries is not None
     assert (recipe.queries.images, recipe.queries.annotations) == (str(tmp_path.parent / "q"), "/abs/q.json")
     assert recipe.models[0].model == str(tmp_path / "network")
     assert recipe.workdir == str(tmp_path / "work")
+
+
+def test_every_path_of_a_dataset_is_seen_from_the_recipe(tmp_path: Path) -> None:
+    cifar100 = {"dataset": "cifar100", "root": "cifar", "split": "train", "unpack_to": "/abs/unpacked", "select": {"take": 5}}
+    egoobjects = {"dataset": "egoobjects", "root": "~/ego", "split": "eval", "subset": "test"}
+    recipe = load_recipe(write(tmp_path, database=cifar100, queries=egoobjects))
+    assert recipe.database == Cifar100Source(
+        dataset="cifar100",
+        root=str(tmp_path / "cifar"),
+        split="train",
+        unpack_to="/abs/unpacked",
+        select=Selection(seed=0, skip=0, take=5),
+    )
+    assert isinstance(recipe.queries, EgoObjectsSource)
+    assert (recipe.queries.root, recipe.queries.images) == (str(Path.home() / "ego"), None)
 
 
 def test_hub_ids_and_urls_stay_as_they_are(tmp_path: Path) -> None:
@@ -58,6 +74,22 @@ def test_hub_ids_and_urls_stay_as_they_are(tmp_path: Path) -> None:
         ({"models": [SMALL["models"][0]] * 2}, "two models have the same name"),
         ({"name": "a/b"}, "mistake at name ('a/b')"),
         ({"rsm": {"batch_size": 100}, "queries": {"images": "q"}}, "leave it out, or the queries"),
+        ({"database": {"images": "i", "annotatons": "a"}}, "the unknown key database.annotatons; did you mean annotations?"),
+        ({"database": {"images": "i", "split": "val"}}, "known keys there are select, dataset, images, annotations."),
+        ({"database": {"images": "i", "select": {"sed": 1}}}, "the unknown key database.select.sed; did you mean seed?"),
+        ({"database": {"images": "i", "select": {"take": 0}}}, "at database.select.take (0): input should be greater than 0."),
+        ({"database": {"dataset": "imagenet"}}, "lacks the key database.root (and 1 more mistakes)"),
+        ({"database": {"dataset": "cifar100", "root": "r", "split": "test"}}, "lacks the key database.unpack_to"),
+        (
+            {"queries": {"dataset": "imagnet", "root": "r"}},
+            "at queries ({'dataset': 'imagnet', 'root': 'r'}): there is no dataset",
+        ),
+        ({"database": {"dataset": ["coco"]}}, "there is no dataset ['coco']; choose folder, coco, egoobjects, cityscapes,"),
+        (
+            {"database": {"dataset": "cityscapes", "root": "r", "split": "test"}},
+            "split ('test'): input should be 'train' or 'val'.",
+        ),
+        ({"database": "images"}, "mistake at database ('images')"),
     ],
 )
 def test_each_mistake_is_one_sentence(changes: dict[str, Any], sentence: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any, get_args
 import click
 
 from semrsm_dist.commands.output import json_option, print_json
+from semrsm_dist.commands.sources import source_of, source_options
 from semrsm_dist.matching import MatchingSettings
 from semrsm_dist.names import AffinityType, Centring, Invariance, Method, SolverName
 from semrsm_dist.progress import progress
@@ -17,23 +18,23 @@ from storage_schemas.location import Location
 
 
 @click.command()
-@click.option("--images", required=True, type=click.Path(path_type=Path), help="Folder of images.")
+@source_options
 @click.option("--model", required=True, help="Folder in the transformers format, or a hub id.")
 @click.option("--out", required=True, help="Activation store to write, e.g. activations/database.zarr.")
-@click.option("--annotations", type=click.Path(path_type=Path), help="COCO-format file: take its images, in its order.")
+@click.option("--annotations-out", help="Table to write of what is in the images, e.g. annotations/database.parquet.")
 @click.option("--revision", help="Revision of a hub model.")
 @click.option("--image-size", type=click.IntRange(min=1), help="Height and width of the network's input in pixels.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Images in a forward pass.")
 @json_option
 def extract(
-    images: Path,
     model: str,
     out: str,
-    annotations: Path | None,
+    annotations_out: str | None,
     revision: str | None,
     image_size: int | None,
     batch_size: int,
     as_json: bool,
+    **source: Any,
 ) -> None:
     """Extract the activations of images into an activation store.
 
@@ -41,13 +42,21 @@ def extract(
 
     \b
     Example:   semrsm extract --images photos --model ./mobilenet --out activations/photos.zarr
+               semrsm extract --dataset egoobjects --root EgoObjects --split eval --subset test --seed 0 --take 2000 \\
+                 --model ./mobilenet --out activations/queries.zarr --annotations-out annotations/queries.parquet
     """
-    from semrsm_dist.datasets.coco import read_coco
-    from semrsm_dist.datasets.image_folder import read_image_folder
+    from semrsm_dist.datasets.samples import write_annotations
+    from semrsm_dist.datasets.sources import describe, read_dataset
     from semrsm_dist.extraction.extract import extract as extract_dataset
     from semrsm_dist.extraction.model import load_model
 
-    dataset = read_image_folder(images) if annotations is None else read_coco(annotations, images)
+    with progress("Reading", "images", quiet=as_json) as report:
+        dataset = read_dataset(source_of(source), report)
+    chosen = describe(dataset)
+    if chosen and not as_json:
+        click.echo(f"{chosen}.", err=True)
+    if annotations_out is not None and dataset.annotations is None:
+        raise InvalidInputError("--annotations-out has nothing to write; name --annotations, or a data set that has its own.")
     loaded = load_model(model, revision=revision, image_size=image_size)
     if Location.of(out).exists("zarr.json"):
         store = ActivationStore.open(out)
@@ -55,6 +64,8 @@ def extract(
             store.delete_chunk(index)
     with progress("Extracting", "images", quiet=as_json) as report:
         store = extract_dataset(dataset, loaded, out, batch_size=batch_size, progress=report)
+    if annotations_out is not None:
+        write_annotations(dataset, annotations_out)
     _print_activations(store, as_json)
 
 

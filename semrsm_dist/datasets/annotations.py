@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from semrsm_dist.datasets.coco import read_coco_counts
 from semrsm_dist.datasets.image_folder import EXTENSIONS
+from semrsm_dist.datasets.labels import holds_labels, read_labels
 from semrsm_dist.datasets.samples import first_few
 from storage_schemas.errors import InvalidInputError
 from storage_schemas.location import Location
@@ -23,7 +24,8 @@ def read_annotations(paths: Sequence[str | os.PathLike[str]], sample_ids: Sequen
     Parameters
     ----------
     paths
-        COCO-format ``.json`` files and ``.parquet`` tables in the schema :data:`storage_schemas.tables.ANNOTATIONS`.
+        COCO-format ``.json`` files, ``.parquet`` tables in the schema :data:`storage_schemas.tables.ANNOTATIONS`, and tables of
+        labels (:mod:`semrsm_dist.datasets.labels`).
     sample_ids
         Samples to annotate. One that no file names in full is looked up by the stem of its file name.
 
@@ -75,9 +77,11 @@ def read_annotations(paths: Sequence[str | os.PathLike[str]], sample_ids: Sequen
 
 def _rows_by_name(path: str | os.PathLike[str]) -> dict[str, list[dict[str, Any]]]:
     """The annotation rows of every image that a file lists, those without any included."""
-    if Path(path).suffix.lower() == ".parquet":
-        names: list[str] = []
-        table = read_table(Location.of(path), ANNOTATIONS)
+    if holds_labels(path):
+        labels = read_labels(path)
+        names, table = labels.file_names, labels.annotations
+    elif Path(path).suffix.lower() == ".parquet":
+        names, table = [], read_table(Location.of(path), ANNOTATIONS)
     else:
         names, table = read_coco_counts(path)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}

@@ -113,6 +113,17 @@ def read_labels(path: str | os.PathLike[str]) -> Labels:
     return Labels(path, file_names.to_pylist(), annotations, group_ids, video_ids)
 
 
+def holds_labels(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a table of labels: a CSV file is one, and a Parquet file with the column ``file_name``."""
+    path = absolute(path)
+    if path.suffix.lower() != ".parquet" or not path.is_file():
+        return path.suffix.lower() == ".csv"
+    try:
+        return "file_name" in pa.parquet.read_schema(path).names
+    except (pa.ArrowException, OSError):
+        return False  # whoever reads it as annotations says what is wrong
+
+
 def _read_table(path: Path) -> pa.Table:
     """The table as it is in the file."""
     with storage_errors(str(path)):

@@ -128,7 +128,7 @@ def write_annotations(dataset: Dataset, location: str | Location) -> None:
         When the dataset has no annotations.
     """
     if dataset.annotations is None:
-        raise InvalidInputError(f"The dataset has no annotations to write to {location}; read it from a COCO file.")
+        raise InvalidInputError(f"The dataset has no annotations to write to {location}; name the file that holds them.")
     tables.write_table(Location.of(location), dataset.annotations, tables.ANNOTATIONS)
 
 

@@ -91,6 +91,7 @@ def _facts(store: RsmStore, activations: ActivationStore) -> dict[str, str]:
         "Layer": model.get("layer"),
         "Image size": model.get("image_size"),
         "S × C": f"{activations.n_positions:,}{f' ({shape[0]} × {shape[1]})' if shape else ''} × {activations.n_channels:,}",
+        "Database": _origin_note(activations.attributes.get("dataset")),
         "RSM": " × ".join(f"{length:,}" for length in store.shape),
         "Picture of it": _picture_note(store),
         "Centring": store.attributes["computed_from"]["centring"],
@@ -98,6 +99,18 @@ def _facts(store: RsmStore, activations: ActivationStore) -> dict[str, str]:
         "Fingerprint": store.fingerprint[:16],
     }
     return {key: str(value) for key, value in described.items() if value is not None}
+
+
+def _origin_note(origin: Mapping[str, Any] | None) -> str | None:
+    """Which data set the database's images are of, and how they were drawn."""
+    if origin is None:
+        return None
+    nested = {"": origin, **{f"{key}: ": value for key, value in origin.items() if isinstance(value, Mapping) and value}}
+    parts = [
+        name + ", ".join(f"{key} {value}" for key, value in values.items() if not isinstance(value, Mapping))
+        for name, values in nested.items()
+    ]
+    return "; ".join(parts)
 
 
 def _picture_note(store: RsmStore) -> str | None:
