@@ -51,14 +51,14 @@ def source_of(options: dict[str, Any]) -> ImageSource:
             raise InvalidInputError(f"--dataset {kind} takes no {_flag(name)}; it takes {', '.join(known)}.")
     for name, field in fields.items():
         if field.is_required() and name not in given:
-            raise InvalidInputError(
-                f"--dataset {kind} needs {_flag(name)}: {str(field.description).splitlines()[0].rstrip('.')}."
-            )
+            meaning = str(field.description).splitlines()[0].replace("``", "").rstrip(".")
+            raise InvalidInputError(f"--dataset {kind} needs {_flag(name)}: {meaning}.")
     try:
         source: ImageSource = TypeAdapter(ImageSource).validate_python({**given, **({"select": select} if select else {})})
     except ValidationError as error:
         first = error.errors()[0]
-        raise InvalidInputError(f"{_flag(str(first['loc'][-1]))} is {first['input']!r:.60}: {first['msg']}.") from error
+        message = first["msg"][:1].lower() + first["msg"][1:]
+        raise InvalidInputError(f"{_flag(str(first['loc'][-1]))} is {first['input']!r:.60}: {message}.") from error
     return source
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ import yaml
 from PIL import Image
 
 from semrsm_dist.cli import main
-from semrsm_dist.datasets.sources import CocoSource, FolderSource, Selection, read_dataset
+from semrsm_dist.datasets.sources import SOURCES, CocoSource, FolderSource, Selection, read_dataset
 from semrsm_dist.demo.scenes import write_scenes
+from semrsm_dist.recipe import recipe_from
 from storage_schemas import ActivationStore
 from storage_schemas.tables import ANNOTATIONS
 
 NETWORK = Path(__file__).parents[2] / "semrsm_dist" / "demo" / "network"
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "datasets.md"
 Run = Callable[..., tuple[int, str]]
 
 
@@ -114,6 +117,16 @@ def test_nothing_is_recorded_of_a_folder_that_is_taken_as_it_is(scenes: Path) ->
     assert (read_dataset(coco).samples, read_dataset(coco).origin) == (whole.samples, {"dataset": "coco", "n_images": 15})
 
 
+def test_the_recipe_lines_of_the_documentation_are_valid() -> None:
+    lines = re.findall(r"^(?:queries|database): .*$", DOCUMENTATION.read_text(encoding="utf-8"), re.MULTILINE)
+    values = [value for line in lines for value in yaml.safe_load(line).values()]
+    assert {value.get("dataset", "folder") for value in values} == set(SOURCES)
+    for value in values:
+        recipe_from(
+            {"name": "n", "workdir": "w", "models": [{"name": "m", "model": "m"}], "database": value}, "docs/datasets.md"
+        )
+
+
 def write_cityscapes(root: Path) -> None:
     for number in range(3):
         image = root / f"leftImg8bit/val/ulm/ulm_00000{number}_000019_leftImg8bit.png"
@@ -168,8 +181,8 @@ def test_extract_unpacks_cifar100_and_reads_it_like_any_images(run: Run, tmp_pat
     [
         ((), "--dataset folder needs --images: Folder of images."),
         (("--images", "i", "--split", "val"), "--dataset folder takes no --split; it takes --images, --annotations."),
-        (("--dataset", "imagenet", "--root", "r"), "--dataset imagenet needs --split: ``train`` or ``val``."),
-        (("--dataset", "imagenet", "--root", "r", "--split", "test"), "--split is 'test': Input should be 'train' or 'val'."),
+        (("--dataset", "imagenet", "--root", "r"), "--dataset imagenet needs --split: train or val."),
+        (("--dataset", "imagenet", "--root", "r", "--split", "test"), "--split is 'test': input should be 'train' or 'val'."),
         (("--dataset", "cifar100", "--root", "r", "--split", "test"), "needs --unpack-to: "),
         (("--dataset", "coco", "--root", "r"), "--dataset coco takes no --root; it takes --images, --annotations."),
         (("--images", "{scenes}/images", "--skip", "15"), "There are 15 images to draw from, so that none is left after"),
