@@ -120,8 +120,7 @@ def _read_records(root: Path, split: Split) -> NDArray[np.uint8]:
 def _unpack(images: NDArray[np.uint8], folder: Path, source: Path, report: Report | None) -> None:
     """Write the images that are not there yet; those that are there must be the same."""
     location = Location.of(folder)
-    location.sweep()
-    there = location.sizes()
+    there = location.sizes()  # of another run that unpacks at the same time too: it writes the same, each file at once
     for number, pixels in enumerate(images):
         name, data = f"{number:05d}.bmp", encode_bmp(pixels)
         if name not in there:

@@ -76,8 +76,8 @@ def read_cityscapes(
     """
     root = absolute(root)
     images = find_images(root / "leftImg8bit" / split)
-    names = {name: _FILE_NAME.fullmatch(name) for name in images}
-    strange = [name for name, match in names.items() if match is None]
+    named = {name: match for name in images if (match := _FILE_NAME.fullmatch(name))}
+    strange = [name for name in images if name not in named]
     if strange:
         raise InvalidInputError(
             f"{root / 'leftImg8bit' / split} holds images that are not named CITY/CITY_SEQUENCE_FRAME_leftImg8bit.png: "
@@ -103,12 +103,12 @@ def read_cityscapes(
             sample_id=sample_id,
             path=path,
             uri=path.as_uri(),
-            group_id=match["city"] if match else None,
-            video_id=match["sequence"] if match else None,
+            group_id=match["city"],
+            video_id=match["sequence"],
             width=label.width,
             height=label.height,
         )
-        for sample_id, path, match, label in zip(sample_ids, images.values(), names.values(), described, strict=True)
+        for sample_id, path, match, label in zip(sample_ids, images.values(), named.values(), described, strict=True)
     )
     return Dataset(samples, annotations)
 

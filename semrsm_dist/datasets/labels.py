@@ -171,14 +171,13 @@ def _check_columns(path: Path, names: list[str]) -> None:
             near = difflib.get_close_matches(name, COLUMNS, n=1)
             hint = f"did you mean {near[0]}?" if near else f"a table of labels has {', '.join(COLUMNS)}."
             raise InvalidInputError(f"{path} has the unknown column {name!r:.60}; {hint}")
-    repeated = [
-        name for name, count in Counter("class_name" if name == "class" else name for name in names).items() if count > 1
-    ]
+    meant = ["class_name" if name == "class" else name for name in names]
+    repeated = [name for name, count in Counter(meant).items() if count > 1]
     if repeated:
         raise InvalidInputError(f"{path} has the column {repeated[0]} more than once; keep one.")
-    for name, what in (("file_name", "the names of the images"), ("class_name", "the names of the classes")):
-        if name not in names and not (name == "class_name" and "class" in names):
-            raise InvalidInputError(f"{path} has no column {name}; add {what}.")
+    for name, what in (("file_name", "images"), ("class_name", "classes")):
+        if name not in meant:
+            raise InvalidInputError(f"{path} has no column {name}; add the names of the {what}.")
 
 
 def _cast(path: Path, name: str, column: pa.ChunkedArray, kind: Any) -> pa.ChunkedArray:

@@ -76,13 +76,12 @@ def test_what_is_unpacked_is_kept_and_what_is_missing_is_added(root: Path, tmp_p
     times = [sample.path.stat().st_mtime_ns for sample in first]
     content = first[3].path.read_bytes()
     first[3].path.unlink()
-    (tmp_path / "unpacked/train/00003.bmp#7").touch()  # what a killed run left
+    (tmp_path / "unpacked/train/00003.bmp#7").touch()  # what a killed run left is no image
     reports: list[tuple[int, int]] = []
     again = read_cifar100(root, "train", tmp_path / "unpacked", report=lambda *done: reports.append(done)).samples
     assert again == first
     assert again[3].path.read_bytes() == content
     assert [again[number].path.stat().st_mtime_ns for number in (0, 1, 2, 4)] == [times[number] for number in (0, 1, 2, 4)]
-    assert sorted(path.name for path in (tmp_path / "unpacked/train").iterdir()) == [f"0000{number}.bmp" for number in range(5)]
     assert reports[-1] == (5, 5)
 
 
