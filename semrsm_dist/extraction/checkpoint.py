@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,8 +26,12 @@ from safetensors import SafetensorError
 from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
+from semrsm_dist.extraction.registry import close_names, find_model
 from storage_schemas.errors import InvalidInputError, SemrsmError, StoreNotFoundError
 from storage_schemas.location import storage_errors
+
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+"""Files that tell how images are prepared; one of them is enough."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Checkpoint:
             return None
         paths = [self.folder / "config.json", *sorted(self.folder.glob("model*.safetensors"))]
         with storage_errors(str(self.folder)):
-            return {path.name: _sha256(path) for path in paths}
+            return {path.name: sha256_of(path) for path in paths}
 
 
 def find_checkpoint(model: str | os.PathLike[str], revision: str | None = None) -> Checkpoint:
@@ -69,10 +73,10 @@ def find_checkpoint(model: str | os.PathLike[str], revision: str | None = None) 
     Parameters
     ----------
     model
-        A folder with ``config.json``, ``preprocessor_config.json`` and ``model.safetensors``, or a hub id. What exists,
-        or is written like a path, is a folder.
+        A folder with ``config.json``, ``preprocessor_config.json`` and ``model.safetensors``, a name of the registry, or a
+        hub id. What exists, or is written like a path, is a folder.
     revision
-        Branch, tag or commit on the hub; the default branch when None.
+        Branch, tag or commit on the hub; that of the registry, or the default branch, when None.
 
     Raises
     ------
@@ -86,6 +90,11 @@ def find_checkpoint(model: str | os.PathLike[str], revision: str | None = None) 
     if folder is not None and revision is not None:
         raise InvalidInputError(f"{folder} is a local folder and has no revision {revision}; leave the revision out.")
     if folder is None:
+        registered = find_model(source)
+        if registered is not None:
+            source, revision = registered.hub_id, revision or registered.revision
+        elif "/" not in source and close_names(source):  # no need to ask the hub, whose ids of vision models have a slash
+            raise StoreNotFoundError(f"There is no registered model or folder {source}; {did_you_mean(close_names(source))}")
         checkpoint = Checkpoint(source, source, None, revision, None)
         with checkpoint_errors(checkpoint):  # from here on, every file is read from the commit that this one is of
             snapshot = Path(hf_hub_download(source, "config.json", revision=revision)).parent
@@ -125,11 +134,27 @@ def checkpoint_errors(checkpoint: Checkpoint) -> Iterator[None]:
         ) from error
 
 
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def first_sentence(error: BaseException, limit: int = 160) -> str:
     """The first sentence of an error's message, on one line and without its full stop."""
     text = " ".join(str(error).split()).split(". ")[0].rstrip(".")
     text = text or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def did_you_mean(names: Sequence[str]) -> str:
+    """The end of a sentence about a mistyped name; empty when there are no close ones.
+
+    >>> did_you_mean(["resnet-50", "resnet-18", "resnet-101"])
+    'did you mean resnet-50, resnet-18 or resnet-101?'
+    """
+    *others, last = names or [""]
+    return f"did you mean {', '.join(others)}{' or ' if others else ''}{last}?" if last else ""
 
 
 def _local_folder(source: str) -> Path | None:
@@ -144,7 +169,7 @@ def _local_folder(source: str) -> Path | None:
         raise InvalidInputError(f"{path} is a file; give the folder that holds config.json and model.safetensors.")
     if not (path / "config.json").is_file():
         raise InvalidInputError(f"{path} has no config.json; give a folder that save_pretrained of transformers wrote.")
-    if not any((path / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+    if not any((path / name).is_file() for name in PROCESSOR_FILES):
         raise InvalidInputError(
             f"{path} has no preprocessor_config.json, so how to prepare images for the model is unknown; "
             "save the model's image processor there."
@@ -159,6 +184,7 @@ def _local_folder(source: str) -> Path | None:
 def _raise_hub_error(checkpoint: Checkpoint, error: BaseException) -> None:
     """Raise the sentence for an error that has to do with the hub; return when it has not."""
     where = checkpoint.source
+    meant = "" if find_model(where) else did_you_mean(close_names(where))
     causes = []
     cause: BaseException | None = error
     while cause is not None and cause not in causes:
@@ -168,18 +194,23 @@ def _raise_hub_error(checkpoint: Checkpoint, error: BaseException) -> None:
         raise StoreNotFoundError(
             f"{where} has no revision {checkpoint.revision} on the Hugging Face hub; check its name."
         ) from error
+    if "does not appear to have a file named model.safetensors" in str(error):
+        raise InvalidInputError(
+            f"{where} has no model.safetensors at revision {checkpoint.revision}, and weights of other formats are not read; "
+            "give a revision that has one, such as the refs/pr/N of the hub's conversion, or a folder with converted weights."
+        ) from error
     if any(isinstance(cause, GatedRepoError) for cause in causes):
         raise StoreNotFoundError(
             f"{where} is a gated model of the Hugging Face hub; ask for access there, then run hf auth login."
         ) from error
     if any(isinstance(cause, (RepositoryNotFoundError, HFValidationError)) for cause in causes):
         raise StoreNotFoundError(
-            f"{where} is neither a local folder nor a model of the Hugging Face hub; check the path or the id."
+            f"{where} is neither a local folder nor a model of the Hugging Face hub; {meant or 'check the path or the id.'}"
         ) from error
     if any(isinstance(cause, (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)) for cause in causes):
         raise StoreNotFoundError(
             f"{where} was not found locally and the Hugging Face hub cannot be reached; "
-            "give the path of a model folder, or connect to the network."
+            f"{meant or 'give the path of a model folder, or connect to the network.'}"
         ) from error
 
 
@@ -198,9 +229,3 @@ def _quiet() -> Iterator[None]:
         hub_logging.set_verbosity(hub_verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
-
-
-def _sha256(path: Path) -> str:
-    """Hash of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,135 +1,71 @@
-"""Vision models of transformers as functions from an image to its representation."""
+"""Loading vision models: of the registry, of the hub, from a folder, or the user's own."""
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
-import re
-import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from PIL import Image
-from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
+from transformers import ViTImageProcessorPil
 
-from semrsm_dist.extraction.checkpoint import Checkpoint, checkpoint_errors, find_checkpoint, first_sentence
+from semrsm_dist.extraction.checkpoint import Checkpoint, find_checkpoint
 from semrsm_dist.extraction.images import DECODING
+from semrsm_dist.extraction.layer import LAST_HIDDEN_STATE, OUTPUT, Layer, parse_layers
+from semrsm_dist.extraction.own_module import is_import_path, load_own_network
+from semrsm_dist.extraction.positions import Patches
+from semrsm_dist.extraction.preprocessing import Preprocessing, padded_size
+from semrsm_dist.extraction.pretrained import load_network, load_processor, load_processor_folder
+from semrsm_dist.extraction.registry import ARCHITECTURES
+from semrsm_dist.extraction.vision_model import Representation, VisionModel
 from storage_schemas.errors import InvalidInputError
 
-LAYER = "last_hidden_state"
+__all__ = ["Representation", "VisionModel", "load_model"]
 _NOT_NUMBERS = ("processor_class", "auto_map", "feature_extractor_type", "_processor_class", "name_or_path")
-_WITHOUT_EFFECT = re.compile(r"(^|\.)(num_batches_tracked|mask_token|position_ids|relative_position_index)$")
-_POOLER = re.compile(r"(^|\.)pooler\.")  # works on the last hidden state; without effect on what it works on
 
 
-@dataclass(frozen=True)
-class Representation:
-    """What a network computed for a batch of images."""
+def load_model(
+    model: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    image_size: int | None = None,
+    layers: Sequence[str] = (),
+    drop_cls: bool = False,
+    drop_padding: bool = False,
+    weights: str | os.PathLike[str] | None = None,
+    processor: str | os.PathLike[str] | None = None,
+    preprocessing: Preprocessing | None = None,
+) -> VisionModel:
+    """Load a vision model for extraction, on the CPU, in float32.
 
-    features: NDArray[np.float32]
-    """Concept vectors, ``(n, S, C)``."""
-    logits: NDArray[np.float32] | None
-    """Class scores, ``(n, K)``, when the model classifies."""
-    spatial_shape: tuple[int, int] | None
-    """``(H, W)`` with ``H * W == S`` when the positions form a map."""
-
-
-class VisionModel:
-    """A network in evaluation mode with its image processor; :func:`load_model` makes one.
-
-    Its methods may be called from several threads at a time.
-    """
-
-    description: dict[str, Any]
-    """What the numbers depend on: model, revision, hashes, architecture, layer and preprocessing. JSON-compatible."""
-
-    def __init__(self, network: Any, processor: Any, description: Mapping[str, Any], *, classifies: bool) -> None:
-        self.description = dict(description)
-        self.classifies = classifies
-        self._network = network.eval()
-        self._processor = processor
-        self._captured = threading.local()
-        self._options: dict[str, Any] = {}
-        if description["image_size"] is not None and _takes(network, "interpolate_pos_encoding"):
-            self._options["interpolate_pos_encoding"] = True
-        if classifies:
-            network.base_model.register_forward_hook(self._capture)
-
-    def preprocess(self, image: Image.Image) -> torch.Tensor:
-        """Pixels of an RGB image as the network takes them, ``(3, H, W)`` float32; raises `InvalidInputError`."""
-        try:
-            pixels = self._processor(images=[image], return_tensors="np")["pixel_values"][0]
-        except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:
-            raise InvalidInputError(
-                f"The image processor of {self._name} cannot prepare an image of {image.width} × {image.height} pixels "
-                f"({first_sentence(error)}); remove it from the dataset, or choose another image size."
-            ) from error
-        return torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32))
-
-    def represent(self, pixels: torch.Tensor) -> Representation:
-        """Features, and logits if the model classifies, of a batch of prepared images.
-
-        Parameters
-        ----------
-        pixels
-            ``(n, 3, H, W)`` float32, from :meth:`preprocess`.
-
-        Raises
-        ------
-        InvalidInputError
-            When the network does not take images of this size, or gives no last hidden state.
-        """
-        try:
-            with torch.inference_mode():
-                output = self._network(pixel_values=pixels, **self._options)
-        except (ValueError, RuntimeError, TypeError) as error:
-            raise InvalidInputError(
-                f"{self._name} cannot process images of {pixels.shape[-1]} × {pixels.shape[-2]} pixels "
-                f"({first_sentence(error)}); choose another image size."
-            ) from error
-        hidden = self._captured.__dict__.pop(LAYER, None) if self.classifies else getattr(output, LAYER, None)
-        if not isinstance(hidden, torch.Tensor) or hidden.ndim not in (3, 4):
-            raise InvalidInputError(
-                f"{self._name} gives no {LAYER} of positions and channels for an image; "
-                "choose a model of which transformers documents one."
-            )
-        shape = (int(hidden.shape[2]), int(hidden.shape[3])) if hidden.ndim == 4 else None
-        positions = hidden.flatten(2).transpose(1, 2) if hidden.ndim == 4 else hidden
-        logits = _to_numpy(output.logits) if self.classifies else None
-        return Representation(_to_numpy(positions), logits, shape)
-
-    @property
-    def _name(self) -> str:
-        """The model's name, for errors."""
-        return str(self.description["model"])
-
-    def _capture(self, network: Any, inputs: Any, output: Any) -> None:
-        """Keep the base model's last hidden state of the pass that this thread is in."""
-        setattr(self._captured, LAYER, getattr(output, LAYER, None))
-
-
-def load_model(model: str | os.PathLike[str], *, revision: str | None = None, image_size: int | None = None) -> VisionModel:
-    """Load a vision model of transformers for extraction, on the CPU, in float32.
-
-    An image classifier gives logits besides features; its features are its base model's ``last_hidden_state``, from the
-    same forward pass. Any other vision model gives its ``last_hidden_state``. Weights are read as safetensors only, and
-    code that comes with a model is never run.
+    A model of transformers gives its ``last_hidden_state``; an image classifier that of its base model, and logits from the
+    same forward pass; a checkpoint of CLIP, CLIPSeg or SAM that of its vision part. Weights are read as safetensors only,
+    and code that comes with a model is never run. A module of the user's own gives what it returns.
 
     Parameters
     ----------
     model
-        A local folder that ``save_pretrained`` wrote (model and image processor), or a hub id.
+        A local folder that ``save_pretrained`` wrote (model and image processor), a name of the registry
+        (:data:`semrsm_dist.extraction.registry.MODELS`), a hub id, or an import path ``package.module:Class``.
     revision
         Branch, tag or commit of a hub model; the commit it resolves to is recorded.
     image_size
         Width and height in pixels of what the network sees, instead of the image processor's own. A resize before a
         centre crop keeps its proportion to the crop, so 448 instead of 224 makes 512 of 256. Position embeddings are
         interpolated where the network can.
+    layers
+        Layers that each become a representation, instead of the one above: outputs (``hidden_states.6``) or modules
+        (``encoder.layer.3``, ``module:encoder.layer.3``).
+    drop_cls
+        Leave out CLS and other tokens that stand for no place, so that the positions form a map.
+    drop_padding
+        Leave out positions that see nothing of the image but padding (SAM).
+    weights
+        Safetensors file of an own module's weights.
+    processor
+        Folder of the image processor that prepares images for an own module.
+    preprocessing
+        How to prepare images for an own module, with `image_size` and instead of `processor`.
 
     Returns
     -------
@@ -142,113 +78,95 @@ def load_model(model: str | os.PathLike[str], *, revision: str | None = None, im
     StoreNotFoundError
         When the folder is not there, or the hub has no such model or cannot be reached.
     InvalidInputError
-        When the folder lacks a file, the checkpoint lacks weights, or the model is not one that takes an image alone.
+        When the folder lacks a file, the checkpoint lacks weights, the model is not one that takes an image alone, or there
+        is no such layer.
     """
     if image_size is not None and image_size < 1:
         raise InvalidInputError(f"An image size of {image_size} pixels is not possible; give a positive number.")
+    wanted = parse_layers(layers)
+    if is_import_path(os.fspath(model)):
+        if revision is not None or drop_cls or drop_padding:
+            raise InvalidInputError(
+                f"{model} is a module of your own, which has no revision, CLS token or padding that is known; "
+                "leave these options out, and let it return the positions that you want."
+            )
+        return _load_own(os.fspath(model), wanted, image_size, weights, processor, preprocessing)
+    if weights is not None or processor is not None or preprocessing is not None:
+        raise InvalidInputError(
+            f"{model} brings its own weights and image processor; other ones are for import paths such as package.module:Class."
+        )
     checkpoint = find_checkpoint(model, revision)
-    architecture = (getattr(checkpoint.config, "architectures", None) or [""])[0]
-    classifies = architecture.endswith("ForImageClassification")
-    if hasattr(checkpoint.config, "vision_config") and not classifies:
-        raise InvalidInputError(
-            f"{checkpoint.source} is a model of images and text ({architecture or checkpoint.config.model_type}); "
-            "save its vision model on its own and give that."
-        )
-    processor = _load_processor(checkpoint, image_size)
-    network = _load_network(checkpoint, classifies)
-    if network.main_input_name != "pixel_values":
-        raise InvalidInputError(
-            f"{checkpoint.source} ({type(network).__name__}) takes {network.main_input_name}, not images; "
-            "choose a vision model."
-        )
+    image_processor = load_processor(checkpoint, image_size)
+    settings = image_processor.to_dict()
+    patches = _patches(checkpoint, settings, drop_cls, drop_padding)
+    network = load_network(checkpoint, wanted, image_size)
     description = {
         "model": checkpoint.name,
         "revision": checkpoint.revision,
         "sha256": checkpoint.file_hashes(),
-        "architecture": type(network).__name__,
-        "layer": LAYER,
+        "architecture": type(network.module).__name__,
+        "layer": LAST_HIDDEN_STATE,
         "image_size": image_size,
-        "preprocessing": _describe_processor(processor),
+        "preprocessing": _describe_processor(image_processor),
+        **({"drop_cls": True} if drop_cls else {}),
+        **({"drop_padding": True} if drop_padding else {}),
     }
-    return VisionModel(network, processor, description, classifies=classifies)
+    if drop_padding:  # images are padded in the forward pass, which so knows what is padding
+        image_processor = type(image_processor).from_dict({**settings, "do_pad": False})
+    return VisionModel(network, image_processor, description, layers=wanted, patches=patches)
 
 
-def resized(settings: Mapping[str, Any], image_size: int) -> dict[str, Any]:
-    """Settings of an image processor, changed so that the network sees squares of another size.
-
-    Parameters
-    ----------
-    settings
-        What ``to_dict`` of the image processor gives.
-    image_size
-        Width and height in pixels.
-
-    Raises
-    ------
-    InvalidInputError
-        When the settings have no size that could be changed.
-
-    >>> resized({"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}}, 448)
-    {'size': {'shortest_edge': 512}, 'crop_size': {'height': 448, 'width': 448}}
-    >>> resized({"size": {"height": 224, "width": 224}}, 448)
-    {'size': {'height': 448, 'width': 448}}
-    """
-    size, crop = settings.get("size"), settings.get("crop_size")
-    square = {"height": image_size, "width": image_size}
-    changed = dict(settings)
-    if crop and settings.get("do_center_crop", True):
-        changed["crop_size"] = square
-        edge = crop.get("height") or crop.get("shortest_edge")
-        if size and edge:
-            changed["size"] = {key: round(value * image_size / edge) for key, value in size.items()}
-    elif size and "height" in size and "width" in size:
-        changed["size"] = square
-    elif size and "shortest_edge" in size:
-        factor = image_size / size["shortest_edge"]
-        changed["size"] = {key: round(value * factor) for key, value in size.items()}
+def _load_own(
+    path: str,
+    layers: Sequence[Layer],
+    image_size: int | None,
+    weights: str | os.PathLike[str] | None,
+    processor: str | os.PathLike[str] | None,
+    preprocessing: Preprocessing | None,
+) -> VisionModel:
+    """A module of the user's own."""
+    if processor is not None and preprocessing is None:
+        image_processor = load_processor_folder(processor, image_size)
+    elif processor is None and preprocessing is not None and image_size is not None:
+        image_processor = ViTImageProcessorPil(**preprocessing.settings(image_size))
     else:
-        raise InvalidInputError(f"The image processor has no size that could become {image_size}; leave it out.")
-    return changed
-
-
-def _load_processor(checkpoint: Checkpoint, image_size: int | None) -> Any:
-    """The image processor on Pillow, whose numbers do not depend on what else is installed."""
-    with checkpoint_errors(checkpoint):
-        processor = AutoImageProcessor.from_pretrained(checkpoint.source, backend="pil", **checkpoint.options)
-        if image_size is not None:
-            processor = type(processor).from_dict(resized(processor.to_dict(), image_size))
-    return processor
-
-
-def _load_network(checkpoint: Checkpoint, classifies: bool) -> Any:
-    """The network with every weight that its outputs depend on."""
-    auto: Any = AutoModelForImageClassification if classifies else AutoModel
-    with checkpoint_errors(checkpoint):
-        network, loading = auto.from_pretrained(
-            checkpoint.source,
-            config=checkpoint.config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are told in the loading information, and refused below
-            **checkpoint.options,
-        )
-    if loading["mismatched_keys"]:
-        key, *shapes = min(loading["mismatched_keys"])
-        found, expected = (tuple(shape) for shape in shapes)
         raise InvalidInputError(
-            f"The weights of {checkpoint.source} do not fit a {type(network).__name__}: {key} has shape {found} and the "
-            f"configuration asks for {expected}; choose a checkpoint whose files belong together."
+            f"How to prepare images for {path} is unknown; give either the folder of an image processor, or an image size with "
+            "a mean and a std (0 0 0 and 1 1 1 leave values between 0 and 1)."
         )
-    missing = sorted(
-        key for key in loading["missing_keys"] if not _WITHOUT_EFFECT.search(key) and (classifies or not _POOLER.search(key))
-    )
-    if missing:
+    network, hashes = load_own_network(path, weights)
+    description = {
+        "model": path,
+        "revision": None,
+        "sha256": hashes,
+        "architecture": type(network.module).__name__,
+        "layer": OUTPUT,
+        "image_size": image_size,
+        "preprocessing": _describe_processor(image_processor),
+    }
+    return VisionModel(network, image_processor, description, layers=layers)
+
+
+def _patches(checkpoint: Checkpoint, processor: Mapping[str, Any], drop_cls: bool, drop_padding: bool) -> Patches | None:
+    """Which positions to leave out, as far as that is known of the architecture; None to keep all."""
+    if not (drop_cls or drop_padding):
+        return None
+    model_type, config = checkpoint.config.model_type, getattr(checkpoint.config, "vision_config", checkpoint.config)
+    known = ARCHITECTURES.get(model_type)
+    if known is None:
         raise InvalidInputError(
-            f"The weights of {checkpoint.source} lack {len(missing)} of the tensors of a {type(network).__name__} "
-            f"({missing[0]} first), which would be random; choose a checkpoint of this architecture."
+            f"Which positions of {checkpoint.source} ({model_type}) are CLS tokens or padding is not known; "
+            f"it is for {', '.join(ARCHITECTURES)}; keep all of them."
         )
-    return network
+    prefix_tokens = known.n_prefix_tokens(config) if drop_cls else 0
+    padded_to = padded_size(processor) if drop_padding and known.pads_images else None
+    if drop_cls and not prefix_tokens:
+        raise InvalidInputError(f"{checkpoint.source} has no CLS token to drop: its positions are a map; leave drop_cls out.")
+    if drop_padding and padded_to is None:
+        raise InvalidInputError(f"The image processor of {checkpoint.source} pads no images; leave drop_padding out.")
+    size = config.patch_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return Patches((height, width), prefix_tokens, padded_to)
 
 
 def _describe_processor(processor: Any) -> dict[str, Any]:
@@ -256,13 +174,3 @@ def _describe_processor(processor: Any) -> dict[str, Any]:
     settings = {key: value for key, value in processor.to_dict().items() if key not in _NOT_NUMBERS}
     described = {"decoding": DECODING, "backend": getattr(processor, "backend", "pil"), **settings}
     return cast("dict[str, Any]", json.loads(json.dumps(described, default=str)))
-
-
-def _takes(network: Any, parameter: str) -> bool:
-    """Whether a network's forward pass has a parameter."""
-    return parameter in inspect.signature(network.forward).parameters
-
-
-def _to_numpy(values: torch.Tensor) -> NDArray[np.float32]:
-    """A tensor as a contiguous array."""
-    return np.ascontiguousarray(values.float().numpy(), dtype=np.float32)

@@ -93,12 +93,8 @@ def test_batches_do_not_cross_chunks(resnet: VisionModel, image_folder: Path, tm
     store = extract(dataset, resnet, str(tmp_path / "a.zarr"))
     store.location.delete("features/c/0/0/0")
     store.location.delete("logits/c/2/0")
-    batches = plan_batches(store, dataset.samples, 3)
-    assert [(batch.chunk, len(batch.samples), batch.is_last) for batch in batches] == [
-        (0, 3, False),
-        (0, 1, True),
-        (2, 3, True),
-    ]
+    batches = plan_batches([store], dataset.samples, 3, block=store.chunk_samples)
+    assert [(batch.start, batch.stop) for batch in batches] == [(0, 3), (3, 4), (8, 11)]
     assert batches[1].samples == dataset.samples[3:4]
 
 
@@ -221,7 +217,7 @@ def test_images_that_stay_of_different_sizes_are_refused(copied: Path, image_fol
 def test_numbers_that_are_not_finite_are_refused(resnet_folder: Path, image_folder: Path, tmp_path: Path) -> None:
     broken = load_model(resnet_folder)
     with torch.no_grad():
-        next(broken._network.parameters()).fill_(float("nan"))
+        next(broken._network.module.parameters()).fill_(float("nan"))
     with pytest.raises(NonFiniteError, match=r"^The \w+ of sample 0 hold NaN[^\n]*$"):
         extract(read_image_folder(image_folder), broken, str(tmp_path / "a.zarr"))
 

@@ -20,13 +20,15 @@ from transformers import (
     AutoModelForImageClassification,
     BertConfig,
     BertModel,
-    CLIPConfig,
-    CLIPModel,
+    SiglipConfig,
+    SiglipModel,
     ViTConfig,
     ViTModel,
 )
 
-from semrsm_dist.extraction.model import VisionModel, load_model, resized
+from semrsm_dist.extraction.checkpoint import Checkpoint, checkpoint_errors
+from semrsm_dist.extraction.model import VisionModel, load_model
+from semrsm_dist.extraction.preprocessing import resized
 from storage_schemas.errors import InvalidInputError, SemrsmError, StoreNotFoundError
 from storage_schemas.fingerprint import canonical
 
@@ -230,6 +232,16 @@ def test_a_hub_model_out_of_reach_is_told_in_one_sentence(tmp_path: Path, monkey
         load_model("some/model")
 
 
+def test_a_hub_model_without_safetensors_is_told_in_one_sentence() -> None:
+    checkpoint = Checkpoint("some/model", "some/model", None, "0123", None)
+    told = "some/model does not appear to have a file named model.safetensors or model.safetensors.index.json and thus\ncannot"
+    with (
+        pytest.raises(InvalidInputError, match=r"^some/model has no model\.safetensors at revision 0123, [^\n]*$"),
+        checkpoint_errors(checkpoint),
+    ):
+        raise OSError(told)
+
+
 def test_a_cached_hub_model_is_recorded_with_its_commit(
     resnet_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,9 +264,9 @@ def test_a_name_that_no_hub_model_can_have_is_told(monkeypatch: pytest.MonkeyPat
 
 def test_models_that_do_not_take_an_image_alone_are_refused(resnet_folder: Path, tmp_path: Path) -> None:
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    clip = CLIPModel(CLIPConfig(text_config={**small, "vocab_size": 9}, vision_config=small, projection_dim=8))
+    siglip = SiglipModel(SiglipConfig(text_config={**small, "vocab_size": 9}, vision_config=small))
     bert = BertModel(BertConfig(**small, vocab_size=9))
-    for name, network, sentence in (("clip", clip, "is a model of images and text"), ("bert", bert, "takes input_ids")):
+    for name, network, sentence in (("siglip", siglip, "is a model of images and text"), ("bert", bert, "takes input_ids")):
         network.save_pretrained(tmp_path / name)
         shutil.copy(resnet_folder / "preprocessor_config.json", tmp_path / name)
         with pytest.raises(InvalidInputError, match=rf"^[^\n]*{name}[^\n]* {sentence}[^\n]*$"):
