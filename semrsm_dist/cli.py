@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import click
 
 from semrsm_dist.commands.analysis import cka, retrieve
+from semrsm_dist.commands.models import models
 from semrsm_dist.commands.recipes import demo, plan, report, run, schema
 from semrsm_dist.commands.status import status, timeline
 from semrsm_dist.commands.stores import extract, import_, rsm
@@ -29,7 +30,8 @@ def semrsm() -> None:
     """
 
 
-for command in (demo, run, plan, status, timeline, verify, report, schema, extract, import_, rsm, finalise, retrieve, cka):
+steps = (models, extract, import_, rsm, finalise, retrieve, cka)
+for command in (demo, run, plan, status, timeline, verify, report, schema, *steps):
     semrsm.add_command(command)
 
 

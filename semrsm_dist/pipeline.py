@@ -96,7 +96,7 @@ class Pipeline:
         self._check_top_k(len(datasets["database"].samples))
         datasets = hash_sides(datasets, quiet=self.quiet)
         for model in self.recipe.models:
-            loaded = load_model(model.model, revision=model.revision, image_size=model.image_size)
+            loaded = load_model(model.model, **model.loading())
             for side, dataset in datasets.items():
                 self._extract(side, dataset, model, loaded)
         for side, dataset in datasets.items():  # after every store has accepted its samples
@@ -106,7 +106,7 @@ class Pipeline:
     def plan(self) -> dict[str, RsmPlan]:
         """The plan of every model's RSM; needs the activations, and creates the stores."""
         plans = {}
-        for model in self.recipe.models:
+        for model in self.recipe.representations:
             job = self._create(model)
             plans[model.name] = plan_rsm(job, self._invariances, self._run_settings())
         return plans
@@ -179,7 +179,7 @@ class Pipeline:
                 annotations=[] if any(table is None for table in annotations) else annotations,
                 kernel=self._report_kernel,
             )
-            for model in self.recipe.models
+            for model in self.recipe.representations
         ]
         cka = self.cka_table()
         return write_report(
@@ -213,7 +213,7 @@ class Pipeline:
 
     def samples_table(self, side: str) -> pa.Table:
         """Samples of one side; without queries both sides are the database."""
-        return read_table(samples_url(self.activations(self._side(side), self.recipe.models[0])), SAMPLES)
+        return read_table(samples_url(self.activations(self._side(side), self.recipe.representations[0])), SAMPLES)
 
     def annotations_table(self, side: str) -> pa.Table | None:
         """Annotations of one side, or None when the recipe names none."""
@@ -249,14 +249,14 @@ class Pipeline:
         """The stages before the reductions."""
         self.extract()
         outcome = Outcome()
-        for model in self.recipe.models:
+        for model in self.recipe.representations:
             outcome.set_aside |= self.compute(model).set_aside
         return outcome
 
     def _remove_damaged_activations(self) -> int:
         """Read all activations and remove damaged chunks, so that they are extracted again; returns how many."""
         removed = 0
-        for model in self.recipe.models:
+        for model in self.recipe.representations:
             for side in self._sources():
                 store = ActivationStore.open(self.activations(side, model))
                 for index in store.damaged_chunks():
@@ -275,16 +275,19 @@ class Pipeline:
             )
 
     def _extract(self, side: str, dataset: Dataset, model: ModelSource, loaded: VisionModel) -> None:
-        """One activation store."""
-        from semrsm_dist.extraction.extract import extract
+        """One activation store, or one for each layer."""
+        from semrsm_dist.extraction.extract import extract_layers
 
+        named = dict(zip(loaded.representations, model.representations, strict=True))
+        outs = {layer: self.activations(side, representation) for layer, representation in named.items()}
         with progress(f"Extracting {side} with {model.name}", "images", quiet=self.quiet) as report:
-            store = extract(dataset, loaded, self.activations(side, model), batch_size=model.batch_size, progress=report)
-        size = store.n_samples * store.n_positions * store.n_channels * store.dtype.itemsize
-        self.say(
-            f"Activations of {side} with {model.name}: N = {store.n_samples:,}, S = {store.n_positions:,}, "
-            f"C = {store.n_channels:,}, {binary_size(size)} uncompressed."
-        )
+            stores = extract_layers(dataset, loaded, outs, batch_size=model.batch_size, progress=report)
+        for layer, store in stores.items():
+            size = store.n_samples * store.n_positions * store.n_channels * store.dtype.itemsize
+            self.say(
+                f"Activations of {side} with {named[layer].name}: N = {store.n_samples:,}, S = {store.n_positions:,}, "
+                f"C = {store.n_channels:,}, {binary_size(size)} uncompressed."
+            )
 
     def _create(self, model: ModelSource) -> Any:
         """The RSM store of a model, created or opened."""
@@ -311,7 +314,7 @@ class Pipeline:
 
     def _n_tiles(self) -> int:
         """Tiles that the reductions of every model read."""
-        grids = [grid_of(self._open_rsm(model)) for model in self.recipe.models]
+        grids = [grid_of(self._open_rsm(model)) for model in self.recipe.representations]
         return sum(grid.n_tiles for grid in grids) * len(self._invariances)
 
     def _retrieval(
@@ -319,8 +322,8 @@ class Pipeline:
     ) -> tuple[list[pa.Table], dict[str, pa.Table]]:
         """Retrieval figures of every model, and what was retrieved; nothing without annotations."""
         figures = []
-        neighbours = {model.name: NEIGHBOURS.empty_table() for model in self.recipe.models}
-        for model in self.recipe.models if sides is not None else ():
+        neighbours = {model.name: NEIGHBOURS.empty_table() for model in self.recipe.representations}
+        for model in self.recipe.representations if sides is not None else ():
             assert sides is not None
             with progress(f"Retrieval with {model.name}", "tiles", quiet=self.quiet) as report:
                 found = retrieve(
@@ -368,7 +371,7 @@ class Pipeline:
 
     def _cka_pairs(self) -> list[tuple[tuple[ModelSource, Any], tuple[ModelSource, Any]]]:
         """Which RSMs are compared."""
-        models, invariances = self.recipe.models, self._invariances
+        models, invariances = self.recipe.representations, self._invariances
         across = [
             ((first, invariance), (second, invariance))
             for index, first in enumerate(models)
@@ -382,7 +385,7 @@ class Pipeline:
         """Everything that the tables depend on."""
         annotations = {side: self.annotations_table(side) for side in SIDES}
         return {
-            "rsm": {model.name: self._open_rsm(model).fingerprint for model in self.recipe.models},
+            "rsm": {model.name: self._open_rsm(model).fingerprint for model in self.recipe.representations},
             "invariances": list(self._invariances),
             "annotations": {
                 side: None if table is None else fingerprint(table.to_pydict()) for side, table in annotations.items()
@@ -398,7 +401,7 @@ class Pipeline:
             summary = json.loads((self.workdir / "results").get("summary.json"))
             for table in (self.retrieval_table, self.cka_table):
                 table()
-            for model in self.recipe.models:
+            for model in self.recipe.representations:
                 self.neighbours_table(model)
             return cast("dict[str, Any]", summary)
         except (SemrsmError, ValueError):

@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from semrsm_dist.datasets.sources import SOURCES, ImageSource, Selection
+from semrsm_dist.extraction.layer import parse_layers
+from semrsm_dist.extraction.preprocessing import Interpolation, Preprocessing
 from semrsm_dist.grid import DEFAULT_TILE_SIZE
 from semrsm_dist.matching import MatchingSettings
 from semrsm_dist.names import AffinityType, Centring, Estimator, Invariance, KernelName, Method, SolverName
 from semrsm_dist.runtime.rsm_run import RsmSettings, RunSettings
 from storage_schemas.errors import InvalidInputError, StoreNotFoundError
 
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 
 
@@ -26,19 +29,67 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+class ImagePreparation(_Part):
+    """How the images of an own module are prepared: resized to ``image_size``, divided by 255, normalised."""
+
+    mean: tuple[float, float, float]
+    """What is subtracted from each channel, whose values are between 0 and 1."""
+    std: tuple[Positive, Positive, Positive]
+    """What each channel is divided by afterwards."""
+    interpolation: Interpolation = "bilinear"
+    """How images are resized."""
+
+
 class ModelSource(_Part):
     """A network whose activations are compared."""
 
     name: Name
     """Name of the representation, used in file names and tables."""
     model: str
-    """Local folder in the transformers format (start a relative path with ``./`` or ``../``), or a hub id."""
+    """A name of ``semrsm models``, a hub id, a local folder in the transformers format (start a relative path with ``./`` or
+    ``../``), or the import path of an own module, ``package.module:Class``."""
     revision: str | None = None
     """Revision of a hub model."""
     image_size: Annotated[int, Field(gt=0)] | None = None
     """Height and width of the network's input in pixels; the image processor's own when left out."""
+    layers: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Layers, such as ``hidden_states.6`` or the dotted name of a module, each a representation ``NAME.LAYER`` of its own."""
+    drop_cls: bool = False
+    """Leave out CLS and other tokens that stand for no place."""
+    drop_padding: bool = False
+    """Leave out positions that see nothing but padding (SAM)."""
+    weights: str | None = None
+    """Safetensors file of an own module's weights."""
+    processor: str | None = None
+    """Folder of the image processor that prepares images for an own module."""
+    preprocessing: ImagePreparation | None = None
+    """How images are prepared for an own module, instead of ``processor``; needs ``image_size``."""
     batch_size: Annotated[int, Field(gt=0)] = 16
     """Images in a forward pass."""
+
+    @field_validator("layers")
+    @classmethod
+    def _check_layers(cls, layers: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        try:
+            parse_layers(layers or ())
+        except InvalidInputError as error:
+            raise ValueError(str(error).rstrip(".")) from error
+        return layers
+
+    @property
+    def representations(self) -> tuple[Self, ...]:
+        """The model under its name, or each of its layers under a name of its own."""
+        if self.layers is None:
+            return (self,)
+        return tuple(self.model_copy(update={"name": f"{self.name}.{layer.name}"}) for layer in parse_layers(self.layers))
+
+    def loading(self) -> dict[str, Any]:
+        """How to load the model: arguments of :func:`semrsm_dist.extraction.model.load_model`."""
+        values = {
+            key: getattr(self, key) for key in ("revision", "image_size", "drop_cls", "drop_padding", "weights", "processor")
+        }
+        preprocessing = None if self.preprocessing is None else Preprocessing(**self.preprocessing.model_dump())
+        return {**values, "layers": self.layers or (), "preprocessing": preprocessing}
 
 
 class Matching(_Part):
@@ -133,12 +184,17 @@ class Recipe(_Part):
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
-        names = [model.name for model in self.models]
+        names = [model.name for model in self.representations]
         if len(set(names)) < len(names):
             raise ValueError("two models have the same name; give each its own")
         if self.rsm.batch_size is not None and self.queries is not None:
             raise ValueError("rsm.batch_size pairs images within batches of the database; leave it out, or the queries")
         return self
+
+    @property
+    def representations(self) -> tuple[ModelSource, ...]:
+        """What is compared: every model, or every layer of those that name layers, in order."""
+        return tuple(representation for model in self.models for representation in model.representations)
 
     def rsm_settings(self) -> RsmSettings:
         """What every RSM is computed with."""
@@ -221,7 +277,7 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
             part = SOURCES[str(key)]
         elif not isinstance(key, int):
             annotation = str(part.model_fields[key].annotation)
-            parts = (ModelSource, Matching, Rsm, Retrieval, Cka, Runtime, Selection)
+            parts = (ModelSource, ImagePreparation, Matching, Rsm, Retrieval, Cka, Runtime, Selection)
             part = next((candidate for candidate in parts if candidate.__name__ in annotation), part)
     return list(part.model_fields)
 
@@ -233,8 +289,10 @@ def _absolute(recipe: Recipe, folder: Path) -> Recipe:
         return path if "://" in path else str(Path(folder, os.path.expanduser(path)).resolve())
 
     def model(value: ModelSource) -> ModelSource:
-        is_path = value.model.startswith((".", "/", "~"))
-        return value.model_copy(update={"model": absolute(value.model)}) if is_path else value
+        changes = {key: absolute(path) for key in ("weights", "processor") if (path := getattr(value, key)) is not None}
+        if value.model.startswith((".", "/", "~")):
+            changes["model"] = absolute(value.model)
+        return value.model_copy(update=changes)
 
     return recipe.model_copy(
         update={

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from semrsm_dist.cli import main
 from storage_schemas import ActivationStore
 
 REPOSITORY = Path(__file__).parents[1]
@@ -75,3 +77,39 @@ def shared() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip(f"REAL DATA ABSENT: {SHARED / 'data'} is not there, so this test checks nothing")
     return SHARED
+
+
+@dataclass
+class Result:
+    """What a command did."""
+
+    status: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command line in this process."""
+
+    def call(*arguments: object) -> Result:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        captured = capfd.readouterr()
+        return Result(int(ended.value.code or 0), captured.out, captured.err)
+
+    return call
+
+
+def refused(result: Result, *words: str) -> None:
+    """Exit status 2, one sentence on stderr, no traceback."""
+    assert result.status == 2, result.err
+    assert "Traceback" not in result.err
+    last = result.err.strip().splitlines()[-1]
+    assert last.startswith("semrsm: ")
+    for word in words:
+        assert word in last

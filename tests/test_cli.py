@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,50 +13,15 @@ import pytest
 import yaml
 from PIL import Image
 
-from semrsm_dist.cli import main, semrsm
+from semrsm_dist.cli import semrsm
 from semrsm_dist.demo.scenes import write_scenes
 from storage_schemas import ActivationStore, RsmStore
 from storage_schemas.lease import Lease
 from storage_schemas.location import Location
+from tests.conftest import Run, refused
 
 NETWORK = Path(__file__).parents[1] / "semrsm_dist" / "demo" / "network"
 Make = Callable[..., ActivationStore]
-
-
-@dataclass
-class Result:
-    """What a command did."""
-
-    status: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command line in this process."""
-
-    def call(*arguments: object) -> Result:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        captured = capfd.readouterr()
-        return Result(int(ended.value.code or 0), captured.out, captured.err)
-
-    return call
-
-
-def refused(result: Result, *words: str) -> None:
-    """Exit status 2, one sentence on stderr, no traceback."""
-    assert result.status == 2, result.err
-    assert "Traceback" not in result.err
-    last = result.err.strip().splitlines()[-1]
-    assert last.startswith("semrsm: ")
-    for word in words:
-        assert word in last
 
 
 @pytest.fixture(scope="module")

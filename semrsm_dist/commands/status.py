@@ -84,7 +84,7 @@ def timeline(recipe: Path, workdir: str | None, out: Path) -> None:
     from storage_schemas.rsm import events_url
 
     pipeline = pipeline_of(recipe, False, {"workdir": workdir})
-    for model in pipeline.recipe.models:
+    for model in pipeline.recipe.representations:
         picture = draw(EventReader(events_url(pipeline.rsm(model))).read())
         path = out / f"{model.name}.timeline.png"
         with storage_errors(str(path)):
@@ -96,7 +96,7 @@ def stages_of(pipeline: Any, observer: Observer) -> Iterator[Stage]:
     """The stages of a pipeline, as far as they are."""
     invariances = pipeline.recipe.rsm_settings().invariances
     sides = ("database",) if pipeline.recipe.queries is None else ("queries", "database")
-    for model in pipeline.recipe.models:
+    for model in pipeline.recipe.representations:
         for side in sides:
             yield observer.activations(f"{model.name}: activations of {side}", pipeline.activations(side, model))
         yield observer.rsm(f"{model.name}: RSM", pipeline.rsm(model), invariances)

@@ -35,7 +35,7 @@ def verify(recipe: Path, sample: int, seed: int, repair: bool, as_json: bool, **
     """
     pipeline = pipeline_of(recipe, as_json, overrides)
     results: dict[str, dict[str, Any]] = {}
-    for model in pipeline.recipe.models:
+    for model in pipeline.recipe.representations:
         audit = _audit(pipeline, model, sample, seed, as_json)
         found = dict(audit.bad)
         if found and repair:
