@@ -9,10 +9,11 @@ from collections.abc import Sequence
 import click
 
 from semrsm_dist.commands.analysis import cka, retrieve
+from semrsm_dist.commands.extraction import extract
 from semrsm_dist.commands.models import models
 from semrsm_dist.commands.recipes import demo, plan, report, run, schema
 from semrsm_dist.commands.status import status, timeline
-from semrsm_dist.commands.stores import extract, import_, rsm
+from semrsm_dist.commands.stores import import_, rsm
 from semrsm_dist.commands.verification import finalise, verify
 from storage_schemas.errors import ClusterLostError, SemrsmError
 
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if isinstance(error, ClusterLostError):
             sys.stdout.flush()
             os._exit(2)  # what Ray does at the end of a process would wait for the head
-        sys.exit(2)
+        sys.exit(error.exit_status)
     except (KeyboardInterrupt, click.Abort):
         click.echo("\nsemrsm: Interrupted; what is finished is kept, and the same command goes on from there.", err=True)
         sys.exit(1)

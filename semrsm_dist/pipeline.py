@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 import pyarrow as pa
 
 from semrsm_dist.datasets.samples import Dataset, write_annotations
-from semrsm_dist.datasets.sides import hash_sides, read_sides
+from semrsm_dist.datasets.sides import inspect_sides, read_sides
 from semrsm_dist.datasets.sources import ImageSource
+from semrsm_dist.extraction.settings import ExtractionSettings, PoolSettings
 from semrsm_dist.names import KernelName
 from semrsm_dist.progress import binary_size, progress
 from semrsm_dist.recipe import ModelSource, Recipe
@@ -23,7 +24,7 @@ from semrsm_dist.reduction.strips import MapStrips
 from semrsm_dist.runtime.inventory import grid_of, missing_units
 from semrsm_dist.runtime.mapping import strip_mapper
 from semrsm_dist.runtime.plan import RsmPlan
-from semrsm_dist.runtime.rsm_run import RsmRun, RunSettings, create_rsm, plan_rsm, run_rsm
+from semrsm_dist.runtime.rsm_run import RsmRun, RunSettings, create_rsm, on_cluster, plan_rsm, run_rsm
 from semrsm_dist.runtime.units import Unit
 from storage_schemas import ActivationStore, DamagedChunkError, IncompleteStoreError, InvalidInputError, RsmStore, SemrsmError
 from storage_schemas.activations import samples_url
@@ -90,13 +91,15 @@ class Pipeline:
 
     def extract(self) -> None:
         """Activation stores of every model, and annotation tables."""
+        from semrsm_dist.extraction.images import open_image
         from semrsm_dist.extraction.model import load_model
 
         datasets = read_sides(self._sources(), self.say, quiet=self.quiet)
         self._check_top_k(len(datasets["database"].samples))
-        datasets = hash_sides(datasets, quiet=self.quiet)
+        decode = open_image if self.recipe.extraction.on_error == "skip" else None
+        datasets = inspect_sides(datasets, self.workdir / "activations", self.say, decode=decode, quiet=self.quiet)
         for model in self.recipe.models:
-            loaded = load_model(model.model, **model.loading())
+            loaded = load_model(model.model, **model.loading(), **self.recipe.extraction.loading())
             for side, dataset in datasets.items():
                 self._extract(side, dataset, model, loaded)
         for side, dataset in datasets.items():  # after every store has accepted its samples
@@ -281,13 +284,27 @@ class Pipeline:
         named = dict(zip(loaded.representations, model.representations, strict=True))
         outs = {layer: self.activations(side, representation) for layer, representation in named.items()}
         with progress(f"Extracting {side} with {model.name}", "images", quiet=self.quiet) as report:
-            stores = extract_layers(dataset, loaded, outs, batch_size=model.batch_size, progress=report)
+            stores = extract_layers(
+                dataset,
+                loaded,
+                outs,
+                settings=ExtractionSettings(model.batch_size, self.recipe.extraction.dtype),
+                pool=self._pool(),
+                progress=report,
+            )
         for layer, store in stores.items():
             size = store.n_samples * store.n_positions * store.n_channels * store.dtype.itemsize
             self.say(
                 f"Activations of {side} with {named[layer].name}: N = {store.n_samples:,}, S = {store.n_positions:,}, "
                 f"C = {store.n_channels:,}, {binary_size(size)} uncompressed."
             )
+
+    def _pool(self) -> PoolSettings | None:
+        """Actors that extract: on a cluster, or where GPUs are asked for; else this process does."""
+        run, wanted = self._run_settings(), self.recipe.extraction
+        if run.executor == "serial" or not (on_cluster(run) or wanted.gpus_per_worker):
+            return None
+        return PoolSettings(run.address, run.workers, wanted.cpus_per_worker, wanted.gpus_per_worker)
 
     def _create(self, model: ModelSource) -> Any:
         """The RSM store of a model, created or opened."""

@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, Va
 from semrsm_dist.datasets.sources import SOURCES, ImageSource, Selection
 from semrsm_dist.extraction.layer import parse_layers
 from semrsm_dist.extraction.preprocessing import Interpolation, Preprocessing
+from semrsm_dist.extraction.settings import Autocast, OnError, StoredType
 from semrsm_dist.grid import DEFAULT_TILE_SIZE
 from semrsm_dist.matching import MatchingSettings
 from semrsm_dist.names import AffinityType, Centring, Estimator, Invariance, KernelName, Method, SolverName
@@ -64,8 +65,8 @@ class ModelSource(_Part):
     """Folder of the image processor that prepares images for an own module."""
     preprocessing: ImagePreparation | None = None
     """How images are prepared for an own module, instead of ``processor``; needs ``image_size``."""
-    batch_size: Annotated[int, Field(gt=0)] = 16
-    """Images in a forward pass."""
+    batch_size: Annotated[int, Field(gt=0)] | None = None
+    """Images in a forward pass; when left out, what suits the image size, or what a store was begun with."""
 
     @field_validator("layers")
     @classmethod
@@ -147,6 +148,27 @@ def _number_or_rule(value: object) -> object:
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+class Extraction(_Part):
+    """How and where activations are extracted."""
+
+    device: str = "auto"
+    """``cpu``, ``cuda``, ``cuda:N``, or ``auto``: a GPU if there is one."""
+    autocast: Autocast | None = None
+    """What the forward pass may be computed in, instead of float32: ``bfloat16`` or ``float16``."""
+    dtype: StoredType = "float32"
+    """What features are stored in: ``float32``, or ``float16`` for half the disk and less precision."""
+    on_error: OnError = "stop"
+    """What an image that cannot be decoded does: ``stop``, or ``skip``, which leaves it out and records it."""
+    cpus_per_worker: Annotated[int, Field(gt=0)] = 4
+    """CPUs of an actor on a Ray cluster."""
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs of an actor on a Ray cluster; fractions are shared by several."""
+
+    def loading(self) -> dict[str, Any]:
+        """Further arguments of :func:`semrsm_dist.extraction.model.load_model`."""
+        return {"device": self.device, "autocast": self.autocast}
+
+
 class Runtime(_Part):
     """Where it runs; changes no bit of the result."""
 
@@ -172,6 +194,7 @@ class Recipe(_Part):
     queries: ImageSource | None = None
     """The images to search with; without them every image of the database is a query for the others."""
     models: Annotated[tuple[ModelSource, ...], Field(min_length=1)]
+    extraction: Extraction = Extraction()
     rsm: Rsm = Rsm()
     sigma: Annotated[
         Literal["median_sq", "median", "tile"] | Annotated[float, Field(gt=0, allow_inf_nan=False)],
@@ -277,7 +300,7 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
             part = SOURCES[str(key)]
         elif not isinstance(key, int):
             annotation = str(part.model_fields[key].annotation)
-            parts = (ModelSource, ImagePreparation, Matching, Rsm, Retrieval, Cka, Runtime, Selection)
+            parts = (ModelSource, ImagePreparation, Extraction, Matching, Rsm, Retrieval, Cka, Runtime, Selection)
             part = next((candidate for candidate in parts if candidate.__name__ in annotation), part)
     return list(part.model_fields)
 

@@ -17,6 +17,7 @@ from storage_schemas.errors import (
     StorageUnavailableError,
     StoreInUseError,
     StoreNotFoundError,
+    UnfinishedError,
     UnreadableImageError,
 )
 from storage_schemas.rsm import RsmStore
@@ -36,5 +37,6 @@ __all__ = [
     "StorageUnavailableError",
     "StoreInUseError",
     "StoreNotFoundError",
+    "UnfinishedError",
     "UnreadableImageError",
 ]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 
 class SemrsmError(Exception):
-    """Base of every error that is a user's to mend; the command line prints it and exits with status 2."""
+    """Base of every error that is a user's to mend; the command line prints it and exits with :attr:`exit_status`."""
+
+    exit_status = 2
 
 
 class InvalidInputError(SemrsmError, ValueError):
@@ -53,3 +55,9 @@ class LeaseLostError(SemrsmError):
 
 class ClusterLostError(SemrsmError):
     """A Ray cluster that does not answer any more."""
+
+
+class UnfinishedError(SemrsmError):
+    """Parts of a store that came to nothing although they were tried again; the others are kept."""
+
+    exit_status = 1

@@ -1,4 +1,4 @@
-"""Verbs that make stores: extract, import, rsm."""
+"""Verbs that make stores from arrays and stores: import, rsm."""
 
 from __future__ import annotations
 
@@ -7,123 +7,13 @@ from typing import Any, get_args
 
 import click
 
+from semrsm_dist.commands.extraction import print_activations
 from semrsm_dist.commands.output import json_option, print_json
-from semrsm_dist.commands.sources import source_of, source_options
-from semrsm_dist.extraction.layer import layer_stores, parse_layers
-from semrsm_dist.extraction.preprocessing import Interpolation, Preprocessing
 from semrsm_dist.matching import MatchingSettings
 from semrsm_dist.names import AffinityType, Centring, Invariance, Method, SolverName
 from semrsm_dist.progress import progress
-from storage_schemas import ActivationStore, RsmStore
+from storage_schemas import RsmStore
 from storage_schemas.errors import InvalidInputError
-from storage_schemas.location import Location
-
-_LOADING = ("revision", "image_size", "drop_cls", "drop_padding", "weights", "processor")
-"""Options that :func:`semrsm_dist.extraction.model.load_model` takes as they are."""
-
-
-def _model_options(command: Any) -> Any:
-    """Options that say what is extracted with; the keyword arguments of `load_model`."""
-    three = (float, float, float)
-    for option in reversed(
-        (
-            click.option("--model", required=True, help="Name of `semrsm models`, hub id, folder, or package.module:Class."),
-            click.option("--revision", help="Revision of a hub model."),
-            click.option("--image-size", type=click.IntRange(min=1), help="Height and width of the network's input in pixels."),
-            click.option(
-                "--layer",
-                "layers",
-                multiple=True,
-                metavar="LAYER",
-                help="hidden_states.N or the dotted name of a module; may be given several times, with {layer} in --out.",
-            ),
-            click.option("--drop-cls", is_flag=True, help="Leave out CLS and other tokens that stand for no place."),
-            click.option("--drop-padding", is_flag=True, help="Leave out positions that see nothing but padding (SAM)."),
-            click.option("--weights", type=click.Path(), help="Safetensors file of an own module's weights."),
-            click.option("--processor", type=click.Path(), help="Folder of the image processor for an own module."),
-            click.option("--mean", type=three, metavar="R G B", help="For an own module: subtracted from channels in 0–1."),
-            click.option("--std", type=three, metavar="R G B", help="For an own module: what they are divided by then."),
-            click.option("--interpolation", type=click.Choice(get_args(Interpolation)), help="For an own module.  [bilinear]"),
-        )
-    ):
-        command = option(command)
-    return command
-
-
-@click.command()
-@source_options
-@_model_options
-@click.option("--out", required=True, help="Activation store to write, e.g. activations/database.zarr.")
-@click.option("--annotations-out", help="Table to write of what is in the images, e.g. annotations/database.parquet.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Images in a forward pass.")
-@json_option
-def extract(
-    model: str,
-    out: str,
-    annotations_out: str | None,
-    layers: tuple[str, ...],
-    mean: tuple[float, float, float] | None,
-    std: tuple[float, float, float] | None,
-    interpolation: Interpolation | None,
-    batch_size: int,
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Extract the activations of images into an activation store.
-
-    Chunks that are in the store already are not computed again, so an interrupted extraction goes on with the same command.
-    With --layer, one forward pass fills a store for each layer.
-
-    \b
-    Example:   semrsm extract --images photos --model ./mobilenet --out activations/photos.zarr
-               semrsm extract --dataset egoobjects --root EgoObjects --split eval --subset test --seed 0 --take 2000 \\
-                 --model ./mobilenet --out activations/queries.zarr --annotations-out annotations/queries.parquet
-               semrsm extract --images photos --model vit-base-patch16-224 --layer hidden_states.6 --layer last_hidden_state \\
-                 --out 'activations/photos.{layer}.zarr'
-    """
-    stores = layer_stores(out, parse_layers(layers)) if layers else {}
-    preprocessing = _preprocessing(mean, std, interpolation)
-
-    from semrsm_dist.datasets.samples import write_annotations
-    from semrsm_dist.datasets.sources import describe, read_dataset
-    from semrsm_dist.extraction.extract import extract_layers
-    from semrsm_dist.extraction.model import load_model
-
-    loading = {name: options.pop(name) for name in _LOADING}
-    with progress("Reading", "images", quiet=as_json) as report:
-        dataset = read_dataset(source_of(options), report)
-    chosen = describe(dataset)
-    if chosen and not as_json:
-        click.echo(f"{chosen}.", err=True)
-    if annotations_out is not None and dataset.annotations is None:
-        raise InvalidInputError("--annotations-out has nothing to write; name --annotations, or a data set that has its own.")
-    loaded = load_model(model, layers=layers, preprocessing=preprocessing, **loading)
-    outs = stores or dict.fromkeys(loaded.representations, out)
-    for each in outs.values():
-        if Location.of(each).exists("zarr.json"):
-            store = ActivationStore.open(each)
-            for index in store.damaged_chunks():
-                store.delete_chunk(index)
-    with progress("Extracting", "images", quiet=as_json) as report:
-        extracted = extract_layers(dataset, loaded, outs, batch_size=batch_size, progress=report)
-    if annotations_out is not None:
-        write_annotations(dataset, annotations_out)
-    if layers and as_json:
-        print_json({"layers": {name: _activations(store) for name, store in extracted.items()}})
-        return
-    for store in extracted.values():
-        _print_activations(store, as_json)
-
-
-def _preprocessing(
-    mean: tuple[float, float, float] | None, std: tuple[float, float, float] | None, interpolation: Interpolation | None
-) -> Preprocessing | None:
-    """What the options say about preparing images for an own module; None when they say nothing."""
-    if mean is None and std is None and interpolation is None:
-        return None
-    if mean is None or std is None:
-        raise InvalidInputError("--mean and --std belong together; give both, e.g. --mean 0.5 0.5 0.5 --std 0.5 0.5 0.5.")
-    return Preprocessing(mean, std, interpolation or "bilinear")
 
 
 @click.command("import")
@@ -157,7 +47,7 @@ def import_(
             raise InvalidInputError(f"--where takes ARRAY=VALUE, e.g. role=query, and not {condition!r}.")
         conditions[name] = value
     store = import_arrays(arrays, out, where=conditions or None, sample_id=sample_id, spatial_shape=spatial_shape)
-    _print_activations(store, as_json)
+    print_activations(store, as_json)
 
 
 @click.command()
@@ -273,27 +163,3 @@ def rsm(
     elif not run.set_aside:
         click.echo(f"{store.location}: {run.computed} of {run.planned} tiles and norms computed now, all verified")
     return 1 if run.set_aside else 0
-
-
-def _activations(store: ActivationStore) -> dict[str, Any]:
-    """What is in an activation store, as plain values."""
-    return {
-        "store": str(store.location),
-        "n_samples": store.n_samples,
-        "n_positions": store.n_positions,
-        "n_channels": store.n_channels,
-        "logits": store.has_logits,
-        "fingerprint": store.fingerprint,
-    }
-
-
-def _print_activations(store: ActivationStore, as_json: bool) -> None:
-    """What is in an activation store."""
-    if as_json:
-        print_json(_activations(store))
-    else:
-        logits = " and logits" if store.has_logits else ""
-        click.echo(
-            f"{store.location}: features{logits} of {store.n_samples:,} samples, "
-            f"S = {store.n_positions:,}, C = {store.n_channels:,}"
-        )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from semrsm_dist.progress import Report
 from storage_schemas import tables
@@ -54,6 +55,14 @@ class Dataset:
 
     def __post_init__(self) -> None:
         check_unique((sample.sample_id for sample in self.samples), "The dataset")
+
+    def keep(self, samples: Sequence[Sample]) -> Dataset:
+        """The dataset with some of its samples, or with more known of them, and with the annotations of these alone."""
+        annotations = self.annotations
+        if annotations is not None and len(samples) < len(self.samples):
+            kept = pa.array([sample.sample_id for sample in samples], pa.string())
+            annotations = annotations.filter(pc.is_in(annotations["sample_id"], kept))
+        return dataclasses.replace(self, samples=tuple(samples), annotations=annotations)
 
 
 def check_unique(sample_ids: Iterable[str], where: str) -> None:

@@ -1,58 +1,52 @@
-"""From images to an activation store, chunk by chunk; what an earlier run has finished is kept.
+"""From images to activation stores, block by block; what an earlier run has finished is kept.
 
-The numbers do not depend on how many threads work: a forward pass runs on one thread, and several batches are decoded,
-prepared and passed through the network at the same time. With more threads inside of one pass, PyTorch would sum in
-another order (values of MobileNetV2 then differ by 1e-5), and a store would depend on the machine's number of cores.
-The size of a batch has the same effect, so it belongs to what the store was computed from.
+The numbers do not depend on how many threads, processes or machines work (:mod:`semrsm_dist.extraction.flow` says why). The
+size of a batch changes their last bits, so it belongs to what a store was computed from, and a store is gone on with at the
+size that it was begun with.
 
-Layers that are asked for by name share a forward pass, and each has a store of its own, with chunks of its own size. Their
-batches are cut within blocks of samples that are whole chunks of every store, so that the numbers of a layer do not depend
-on which other layers are extracted with it, now or later.
+Layers that are asked for by name share a forward pass, and each has a store of its own, with chunks of its own size.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 
-from semrsm_dist.datasets.samples import Dataset, Sample, first_few, hash_samples, samples_table
+from semrsm_dist.datasets.inspection import inspect_images
+from semrsm_dist.datasets.samples import Dataset, Sample, samples_table
+from semrsm_dist.extraction.allocation import keep_freed_memory
+from semrsm_dist.extraction.batching import LAYER_BLOCK, Blocks, ChunkWriter
+from semrsm_dist.extraction.flow import Flow, available_cores
 from semrsm_dist.extraction.images import open_image
+from semrsm_dist.extraction.loading import all_unreadable, load_pixels
+from semrsm_dist.extraction.memory import forward_in_parts, largest_batch
+from semrsm_dist.extraction.settings import ExtractionSettings, PoolSettings
 from semrsm_dist.extraction.vision_model import Representation, VisionModel
-from semrsm_dist.grid import DEFAULT_TILE_SIZE
 from semrsm_dist.progress import Report
 from storage_schemas import tables
 from storage_schemas.activations import ActivationStore, samples_url
-from storage_schemas.errors import InvalidInputError, SemrsmError
+from storage_schemas.errors import InvalidInputError, SemrsmError, UnreadableImageError
 from storage_schemas.fingerprint import canonical
 from storage_schemas.location import Location
 
 NUMERICS = 1
 """Version of how activations are computed; part of every fingerprint, raised when a change alters a bit of a result."""
-LAYER_BLOCK = DEFAULT_TILE_SIZE
-"""Samples within which batches are cut when layers are asked for by name: chunks of every store are divisors of it."""
+CPU_BATCH_PIXELS, CPU_MOST_IMAGES = 8 * 224 * 224, 16
+"""Of a forward pass on a CPU, at most: larger arrays leave its caches, and the C library's reuse of memory."""
 
+POOL_BATCH_SIZE = 32
+"""Images in a forward pass on the GPUs of a pool, whose memory the driver does not see."""
 
-class Batch(NamedTuple):
-    """Samples that go through the network together."""
-
-    start: int
-    """Row of the first."""
-    samples: tuple[Sample, ...]
-    """The samples, in order."""
-
-    @property
-    def stop(self) -> int:
-        """Row after the last."""
-        return self.start + len(self.samples)
+Representations = dict[str, Representation]
+"""Of a batch, by the name of the layer."""
 
 
 def extract(
@@ -60,7 +54,8 @@ def extract(
     model: VisionModel,
     out: str | Location,
     *,
-    batch_size: int = 16,
+    batch_size: int | None = None,
+    settings: ExtractionSettings | None = None,
     threads: int | None = None,
     progress: Report | None = None,
 ) -> ActivationStore:
@@ -79,23 +74,26 @@ def extract(
     out
         Path or URL of the store, by custom ``activations/NAME.zarr``.
     batch_size
-        Images in a forward pass. Batches do not cross chunks.
+        Images in a forward pass, for ``settings``.
+    settings
+        Batch size, stored type, and what an image that cannot be decoded does; the defaults when None.
     threads
-        Batches that are worked on at the same time, which memory is proportional to; as many as this process may use
-        cores when None. Does not change the result.
+        Forward passes at the same time, which memory is proportional to; as many as this process may use cores when None, and
+        one on a GPU. Does not change the result.
     progress
         Called with how many samples are in the store (or computed and soon to be) and how many there are.
 
     Returns
     -------
     ActivationStore
-        The complete store, ``(N, S, C)`` float32, with logits ``(N, K)`` when the model classifies.
+        The complete store, ``(N, S, C)``, with logits ``(N, K)`` when the model classifies.
 
     Raises
     ------
+    UnreadableImageError
+        When images cannot be decoded, with all of them; finished chunks stay.
     InvalidInputError
-        When an image cannot be read, or images end up with different sizes; finished chunks stay. Also when the model gives
-        several representations.
+        When images end up with different sizes; finished chunks stay. Also when the model gives several representations.
     StoreNotFoundError
         When an image has gone.
     FingerprintMismatchError
@@ -108,7 +106,9 @@ def extract(
             f"The model gives {len(model.representations)} representations, which do not go into one store; use extract_layers."
         )
     outs = {model.representations[0]: out}
-    (store,) = extract_layers(dataset, model, outs, batch_size=batch_size, threads=threads, progress=progress).values()
+    (store,) = extract_layers(
+        dataset, model, outs, batch_size=batch_size, settings=settings, threads=threads, progress=progress
+    ).values()
     return store
 
 
@@ -117,75 +117,184 @@ def extract_layers(
     model: VisionModel,
     outs: Mapping[str, str | Location],
     *,
-    batch_size: int = 16,
+    batch_size: int | None = None,
+    settings: ExtractionSettings | None = None,
     threads: int | None = None,
+    pool: PoolSettings | None = None,
     progress: Report | None = None,
 ) -> dict[str, ActivationStore]:
     """Like :func:`extract`, of a model with several representations: one forward pass fills a store for each.
 
     Parameters
     ----------
-    dataset, model, batch_size, threads, progress
+    dataset, model, batch_size, settings, threads, progress
         As for :func:`extract`. What is done is counted in samples that every store has.
     outs
         Path or URL of the store of each of ``model.representations``.
+    pool
+        Ray actors that do the work; this process does when None.
 
     Returns
     -------
     dict of ActivationStore
         The complete stores, by representation; logits are in all of them.
     """
-    if not dataset.samples:
-        raise InvalidInputError("The dataset holds no images to extract; give at least one.")
-    if batch_size < 1 or (threads is not None and threads < 1):
-        raise InvalidInputError(f"Batch size {batch_size} and threads {threads} must both be at least 1.")
-    samples = hash_samples(dataset.samples)
+    settings = settings or ExtractionSettings()
+    if batch_size is not None:
+        settings = replace(settings, batch_size=batch_size)
+    if threads is not None and threads < 1:
+        raise InvalidInputError(f"{threads} threads cannot extract anything; give at least 1.")
+    if pool is not None:
+        from semrsm_dist.extraction.distributed import extract_on_ray, model_for
+        from semrsm_dist.extraction.worker import ExtractionJob
+
+        model = model_for(model, pool)
+    if model.device.is_cpu:
+        keep_freed_memory()
     locations = {name: Location.of(outs[name]) for name in model.representations}
-    threads = threads or _available_cores()
-    with _workers(threads) as pool:
-        pixels = _prepare(model, samples[:1])
-        probe = pool.submit(model.represent_layers, pixels).result()
-        computed_from = {
-            "samples": _samples_hash(samples),
-            "n_samples": len(samples),
-            "model": model.description,
-            "batch_size": batch_size,
-            "numerics": NUMERICS,
-            "packages": {name: version(name) for name in ("pillow", "torch", "transformers")},
-            **({"batches_within": LAYER_BLOCK} if model.has_layers else {}),
-        }
-        stores = {
-            name: _create(location, samples, probe[name], {**computed_from, "model": model.describe(name)}, dataset.origin)
-            for name, location in locations.items()
-        }
-        block = LAYER_BLOCK if model.has_layers else next(iter(stores.values())).chunk_samples
-        batches = plan_batches(list(stores.values()), samples, batch_size, block)
-        _fill(stores, batches, _compute(pool, model, batches, pixels.shape[1:], ahead=threads), progress)
+    first = next(iter(locations.values()))
+    samples = prepare_samples(dataset, first, settings)
+    try:
+        pixels = load_pixels(model, samples[:1])
+        size = (pixels.shape[1], pixels.shape[2], pixels.shape[3])
+        with open_flow(model, pixels.shape[1:], threads) as flow:
+            begin = time.perf_counter()
+            probe = flow.once(lambda: model.represent_layers(pixels))
+            seconds = time.perf_counter() - begin
+            batch = settings.batch_size or _recorded_batch_size(locations.values())
+            batch = batch or flow.once(lambda: _best_batch_size(model, pixels[0]))
+            stores = create_stores(locations, probe, dataset, samples, model, replace(settings, batch_size=batch))
+            blocks = Blocks.of(stores, batch, layers=model.has_layers)
+            if pool is None:
+                _fill(stores, blocks.batches(blocks.missing(), samples), flow, progress)
+        if pool is not None:
+            assert model.loading is not None
+            job = ExtractionJob(model.loading, tuple(map(str, locations.values())), size, batch, pool.cpus_per_worker)
+            extract_on_ray(job, blocks, pool, seconds, progress)
+    except UnreadableImageError as error:
+        raise all_unreadable(samples, error, images_url(first), unreadable_url(first)) from error
     return stores
 
 
-def _create(
-    location: Location,
-    samples: Sequence[Sample],
-    probe: Representation,
-    computed_from: Mapping[str, Any],
-    origin: Mapping[str, Any],
-) -> ActivationStore:
-    """One store with its samples table, created or gone on with."""
-    _amend(location, samples, computed_from["samples"])
-    store = ActivationStore.create(
-        location,
-        n_samples=len(samples),
-        n_positions=probe.features.shape[1],
-        n_channels=probe.features.shape[2],
-        n_classes=None if probe.logits is None else probe.logits.shape[1],
-        spatial_shape=probe.spatial_shape,
-        computed_from=computed_from,
-        provenance={"dataset": dict(origin)} if origin else None,
+def prepare_samples(dataset: Dataset, first: Location, settings: ExtractionSettings) -> tuple[Sample, ...]:
+    """Samples with their hashes, without those that are to be left out since they cannot be decoded.
+
+    What is found out about images is remembered in the folder of the first store, in ``images.parquet``; those that are left
+    out are listed in ``NAME.unreadable.parquet``.
+    """
+    skip = settings.on_error == "skip"
+    samples = dataset.samples
+    if skip or not all(sample.sha256 for sample in samples):
+        inspection = inspect_images(samples, images_url(first), decode=open_image if skip else None)
+        samples = inspection.samples
+        if len(inspection.unreadable):
+            tables.write_table(unreadable_url(first), inspection.unreadable, tables.UNREADABLE)
+    if not samples:
+        raise InvalidInputError("The dataset holds no images to extract; give at least one that can be decoded.")
+    return samples
+
+
+def open_flow(model: VisionModel, size: torch.Size, threads: int | None = None) -> Flow[Any, Representations]:
+    """A flow of images, which must all come to one size, through the network."""
+    forward = model.represent_layers if model.device.is_cpu else partial(forward_in_parts, model.represent_layers, _join)
+    cores = available_cores()
+    return Flow(
+        lambda batch: load_pixels(model, batch.samples, size),
+        forward,
+        passes=(threads or cores) if model.device.is_cpu else 1,
+        loaders=None if model.device.is_cpu else (threads or cores),
     )
-    location.sweep()
-    tables.write_table(samples_url(location), samples_table(samples), tables.SAMPLES)
-    return store
+
+
+def create_stores(
+    locations: Mapping[str, Location],
+    probe: Representations,
+    dataset: Dataset,
+    samples: Sequence[Sample],
+    model: VisionModel,
+    settings: ExtractionSettings,
+) -> dict[str, ActivationStore]:
+    """The stores, created or gone on with, with their samples tables; their shapes are those of a probe."""
+    samples_hash = _samples_hash(samples)
+    computed_from: dict[str, Any] = {
+        "samples": samples_hash,
+        "n_samples": len(samples),
+        "model": model.description,
+        "batch_size": settings.batch_size,
+        "numerics": NUMERICS,
+        "packages": {name: version(name) for name in ("pillow", "torch", "transformers")},
+        **({"batches_within": LAYER_BLOCK} if model.has_layers else {}),
+    }
+    provenance: dict[str, Any] = {"dataset": dict(dataset.origin)} if dataset.origin else {}
+    if len(samples) < len(dataset.samples):
+        provenance["left_out"] = len(dataset.samples) - len(samples)
+    stores = {}
+    for name, location in locations.items():
+        _amend(location, samples, samples_hash)
+        stores[name] = ActivationStore.create(
+            location,
+            n_samples=len(samples),
+            n_positions=probe[name].features.shape[1],
+            n_channels=probe[name].features.shape[2],
+            n_classes=None if (logits := probe[name].logits) is None else logits.shape[1],
+            spatial_shape=probe[name].spatial_shape,
+            dtype=settings.dtype,
+            computed_from={**computed_from, "model": model.describe(name)},
+            provenance=provenance or None,
+        )
+        location.sweep()
+        tables.write_table(samples_url(location), samples_table(samples), tables.SAMPLES)
+    return stores
+
+
+def images_url(store: Location) -> Location:
+    """Where it is remembered what is known of images: ``images.parquet`` in the folder of the stores."""
+    return store.parent / "images.parquet"
+
+
+def unreadable_url(store: Location) -> Location:
+    """Where the images that cannot be decoded are listed: ``NAME.unreadable.parquet`` beside ``NAME.zarr``."""
+    return store.parent / f"{store.name.removesuffix('.zarr')}.unreadable.parquet"
+
+
+def _fill(
+    stores: Mapping[str, ActivationStore], batches: Sequence[Any], flow: Flow[Any, Representations], progress: Report | None
+) -> None:
+    """Write the chunks that the batches make up, as their results come in."""
+    writers = {name: ChunkWriter(store) for name, store in stores.items()}
+    n_samples = next(iter(stores.values())).n_samples
+    done = n_samples - sum(len(batch.samples) for batch in batches)
+    if progress is not None:
+        progress(done, n_samples)
+    for batch, result in flow.run(batches):
+        for name, writer in writers.items():
+            writer.add(batch, result[name])
+        done += len(batch.samples)
+        if progress is not None:
+            progress(done, n_samples)
+
+
+def _recorded_batch_size(locations: Any) -> int | None:
+    """The batch size that a store was begun with, if one is there."""
+    for location in locations:
+        with suppress(SemrsmError):
+            recorded = ActivationStore.open(location).attributes["computed_from"].get("batch_size")
+            return None if recorded is None else int(recorded)
+    return None
+
+
+def _best_batch_size(model: VisionModel, image: torch.Tensor) -> int:
+    """Images in a forward pass: by their size on a CPU, the same on every machine; on a GPU by what its memory holds."""
+    if model.description.get("device", "cpu") != model.device.torch_device.type:  # actors have GPUs, and this process none
+        return POOL_BATCH_SIZE
+    if model.device.is_cpu:
+        return min(max(1, CPU_BATCH_PIXELS // (image.shape[-1] * image.shape[-2])), CPU_MOST_IMAGES)
+    return largest_batch(model.represent_layers, image)
+
+
+def _join(first: Representations, second: Representations) -> Representations:
+    """The representations of two parts of a batch together."""
+    return {name: representation.then(second[name]) for name, representation in first.items()}
 
 
 def _amend(location: Location, samples: Sequence[Sample], samples_hash: str) -> None:
@@ -203,132 +312,7 @@ def _amend(location: Location, samples: Sequence[Sample], samples_hash: str) -> 
         store.amend({"samples": samples_hash})
 
 
-def plan_batches(stores: Sequence[ActivationStore], samples: Sequence[Sample], batch_size: int, block: int) -> list[Batch]:
-    """The batches that chunks which a store lacks need, in order; none crosses a block."""
-    missing = [(store.chunk_samples, set(store.missing_chunks())) for store in stores]
-    batches = []
-    for block_start in range(0, len(samples), block):
-        block_stop = min(block_start + block, len(samples))
-        for start in range(block_start, block_stop, batch_size):
-            stop = min(start + batch_size, block_stop)
-            if any(not chunks.isdisjoint(range(start // size, (stop - 1) // size + 1)) for size, chunks in missing):
-                batches.append(Batch(start, tuple(samples[start:stop])))
-    return batches
-
-
-class _ChunkWriter:
-    """Puts the batches of one store together and writes each chunk that it lacks as soon as it is whole."""
-
-    def __init__(self, store: ActivationStore) -> None:
-        self._store = store
-        self._missing = set(store.missing_chunks())
-        self._parts: list[Representation] = []
-
-    def add(self, batch: Batch, result: Representation) -> None:
-        """Take the next batch."""
-        size = self._store.chunk_samples
-        for chunk in range(batch.start // size, (batch.stop - 1) // size + 1):
-            if chunk not in self._missing:
-                continue
-            rows = self._store.chunk_slice(chunk)
-            start, stop = max(rows.start, batch.start), min(rows.stop, batch.stop)
-            self._parts.append(result.rows(start - batch.start, stop - batch.start))
-            if stop == rows.stop:
-                self._write(chunk)
-
-    def _write(self, chunk: int) -> None:
-        """Write one chunk."""
-        logits = [part.logits for part in self._parts if part.logits is not None]
-        features = np.concatenate([part.features for part in self._parts])
-        self._store.write_chunk(chunk, features, np.concatenate(logits) if logits else None)
-        self._parts = []
-
-
-def _fill(
-    stores: Mapping[str, ActivationStore],
-    batches: Sequence[Batch],
-    results: Iterator[dict[str, Representation]],
-    progress: Report | None,
-) -> None:
-    """Write the chunks that the batches make up, as their results come in."""
-    writers = {name: _ChunkWriter(store) for name, store in stores.items()}
-    n_samples = next(iter(stores.values())).n_samples
-    done = n_samples - sum(len(batch.samples) for batch in batches)
-    if progress is not None:
-        progress(done, n_samples)
-    for batch, result in zip(batches, results, strict=True):
-        for name, writer in writers.items():
-            writer.add(batch, result[name])
-        done += len(batch.samples)
-        if progress is not None:
-            progress(done, n_samples)
-
-
-def _compute(
-    pool: ThreadPoolExecutor, model: VisionModel, batches: Sequence[Batch], size: torch.Size, ahead: int
-) -> Iterator[dict[str, Representation]]:
-    """Results of the batches in order, with at most `ahead` batches under way while the caller has one."""
-    running: deque[Future[dict[str, Representation]]] = deque()
-    for batch in batches:
-        running.append(pool.submit(_represent, model, batch.samples, size))
-        if len(running) > ahead:
-            yield running.popleft().result()
-    while running:
-        yield running.popleft().result()
-
-
-def _represent(model: VisionModel, samples: Sequence[Sample], size: torch.Size) -> dict[str, Representation]:
-    """Decode, prepare and pass one batch through the network; every image ends up with `size`."""
-    return model.represent_layers(_prepare(model, samples, size))
-
-
-def _prepare(model: VisionModel, samples: Sequence[Sample], size: torch.Size | None = None) -> torch.Tensor:
-    """Decode and prepare images, ``(n, 3, H, W)``; raises one error for all that cannot be read."""
-    pixels, failures = [], []
-    for sample in samples:
-        try:
-            pixels.append(model.preprocess(open_image(sample.path)))
-        except SemrsmError as error:
-            failures.append((sample, error))
-    if len(failures) == 1:
-        raise failures[0][1]
-    if failures:
-        names = first_few([sample.sample_id for sample, _ in failures])
-        raise InvalidInputError(
-            f"{len(failures)} images cannot be read ({names}); replace them, or remove them from the dataset."
-        ) from failures[0][1]
-    for sample, image in zip(samples, pixels, strict=True):
-        if size is not None and image.shape != size:
-            raise InvalidInputError(
-                f"{sample.path} has {_written(image.shape)} pixels after preprocessing and the first image has "
-                f"{_written(size)}; {model.advice_on_size}."
-            )
-    return torch.stack(pixels)
-
-
-def _written(size: torch.Size) -> str:
-    """Width and height for a sentence."""
-    return f"{size[-1]} × {size[-2]}"
-
-
 def _samples_hash(samples: Sequence[Sample]) -> str:
     """SHA-256 over the ids and file hashes of all samples, in order."""
     text = canonical({"samples": [[sample.sample_id, sample.sha256] for sample in samples]})
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _available_cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def _workers(threads: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool in whose threads PyTorch runs single-threaded, whatever the environment says."""
-    before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(threads, "extract", initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(before)

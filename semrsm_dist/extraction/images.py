@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from storage_schemas.errors import InvalidInputError, StoreNotFoundError
+from storage_schemas.errors import StoreNotFoundError, UnreadableImageError
 
 MAX_PIXELS = 178_956_970
 """Largest image that is decoded, in pixels: the bound at which Pillow itself suspects a decompression bomb."""
@@ -41,7 +41,7 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     ------
     StoreNotFoundError
         When the file is not there.
-    InvalidInputError
+    UnreadableImageError
         When it is not a readable image of one of :data:`FORMATS`, has more than :data:`MAX_PIXELS`, or
         has 32-bit pixels.
     """
@@ -55,19 +55,19 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     except FileNotFoundError as error:
         raise StoreNotFoundError(f"There is no image {path}; put it back, or read the dataset anew.") from error
     except Image.DecompressionBombError as error:
-        raise InvalidInputError(
+        raise UnreadableImageError(
             f"{path} has more than {MAX_PIXELS} pixels, as a decompression bomb has; "
             "scale it down, or remove it from the dataset."
         ) from error
     except UnidentifiedImageError as error:
-        raise InvalidInputError(
+        raise UnreadableImageError(
             f"{path} is not an image of a known format ({', '.join(FORMATS)}); replace it, or remove it from the dataset."
         ) from error
-    except InvalidInputError:
+    except UnreadableImageError:
         raise
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error) as error:
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise InvalidInputError(
+        raise UnreadableImageError(
             f"The image {path} cannot be decoded ({reason}); replace it, or remove it from the dataset."
         ) from error
 
@@ -77,7 +77,7 @@ def _as_rgb(image: Image.Image, path: Path) -> Image.Image:
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise InvalidInputError(
+        raise UnreadableImageError(
             f"{path} has 32-bit pixels (mode {image.mode}), whose range is unknown; save it with 8 or 16 bits a channel."
         )
     if image.has_transparency_data:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, cast
 
 from transformers import ViTImageProcessorPil
 
 from semrsm_dist.extraction.checkpoint import Checkpoint, find_checkpoint
+from semrsm_dist.extraction.device import Device
 from semrsm_dist.extraction.images import DECODING
 from semrsm_dist.extraction.layer import LAST_HIDDEN_STATE, OUTPUT, Layer, parse_layers
 from semrsm_dist.extraction.own_module import is_import_path, load_own_network
@@ -20,7 +22,7 @@ from semrsm_dist.extraction.registry import ARCHITECTURES
 from semrsm_dist.extraction.vision_model import Representation, VisionModel
 from storage_schemas.errors import InvalidInputError
 
-__all__ = ["Representation", "VisionModel", "load_model"]
+__all__ = ["Representation", "VisionModel", "load_again", "load_model"]
 _NOT_NUMBERS = ("processor_class", "auto_map", "feature_extractor_type", "_processor_class", "name_or_path")
 
 
@@ -35,8 +37,10 @@ def load_model(
     weights: str | os.PathLike[str] | None = None,
     processor: str | os.PathLike[str] | None = None,
     preprocessing: Preprocessing | None = None,
+    device: str = "auto",
+    autocast: str | None = None,
 ) -> VisionModel:
-    """Load a vision model for extraction, on the CPU, in float32.
+    """Load a vision model for extraction; its weights are float32.
 
     A model of transformers gives its ``last_hidden_state``; an image classifier that of its base model, and logits from the
     same forward pass; a checkpoint of CLIP, CLIPSeg or SAM that of its vision part. Weights are read as safetensors only,
@@ -66,6 +70,10 @@ def load_model(
         Folder of the image processor that prepares images for an own module.
     preprocessing
         How to prepare images for an own module, with `image_size` and instead of `processor`.
+    device
+        ``cpu``, ``cuda``, ``cuda:N``, or ``auto``: a GPU if there is one.
+    autocast
+        ``bfloat16`` or ``float16``: what the forward pass may be computed in, instead of float32.
 
     Returns
     -------
@@ -79,18 +87,65 @@ def load_model(
         When the folder is not there, or the hub has no such model or cannot be reached.
     InvalidInputError
         When the folder lacks a file, the checkpoint lacks weights, the model is not one that takes an image alone, or there
-        is no such layer.
+        is no such layer, or no such device.
     """
+    loaded = _load(
+        os.fspath(model),
+        revision,
+        image_size,
+        layers,
+        drop_cls,
+        drop_padding,
+        weights,
+        processor,
+        preprocessing,
+        Device.find(device, autocast),
+    )
+    loaded.loading = {
+        "model": os.path.abspath(model) if os.path.isdir(model) else os.fspath(model),
+        "revision": loaded.description["revision"],
+        "image_size": image_size,
+        "layers": list(layers),
+        "drop_cls": drop_cls,
+        "drop_padding": drop_padding,
+        "weights": None if weights is None else os.fspath(weights),
+        "processor": None if processor is None else os.fspath(processor),
+        "preprocessing": None if preprocessing is None else asdict(preprocessing),
+        "device": device,
+        "autocast": autocast,
+    }
+    return loaded
+
+
+def load_again(loading: Mapping[str, Any]) -> VisionModel:
+    """Load a model as :attr:`VisionModel.loading` says."""
+    preprocessing = loading["preprocessing"]
+    return load_model(**{**loading, "preprocessing": None if preprocessing is None else Preprocessing(**preprocessing)})
+
+
+def _load(
+    model: str,
+    revision: str | None,
+    image_size: int | None,
+    layers: Sequence[str],
+    drop_cls: bool,
+    drop_padding: bool,
+    weights: str | os.PathLike[str] | None,
+    processor: str | os.PathLike[str] | None,
+    preprocessing: Preprocessing | None,
+    device: Device,
+) -> VisionModel:
+    """What :func:`load_model` returns."""
     if image_size is not None and image_size < 1:
         raise InvalidInputError(f"An image size of {image_size} pixels is not possible; give a positive number.")
     wanted = parse_layers(layers)
-    if is_import_path(os.fspath(model)):
+    if is_import_path(model):
         if revision is not None or drop_cls or drop_padding:
             raise InvalidInputError(
                 f"{model} is a module of your own, which has no revision, CLS token or padding that is known; "
                 "leave these options out, and let it return the positions that you want."
             )
-        return _load_own(os.fspath(model), wanted, image_size, weights, processor, preprocessing)
+        return _load_own(model, wanted, image_size, weights, processor, preprocessing, device)
     if weights is not None or processor is not None or preprocessing is not None:
         raise InvalidInputError(
             f"{model} brings its own weights and image processor; other ones are for import paths such as package.module:Class."
@@ -113,7 +168,7 @@ def load_model(
     }
     if drop_padding:  # images are padded in the forward pass, which so knows what is padding
         image_processor = type(image_processor).from_dict({**settings, "do_pad": False})
-    return VisionModel(network, image_processor, description, layers=wanted, patches=patches)
+    return VisionModel(network, image_processor, description, layers=wanted, patches=patches, device=device)
 
 
 def _load_own(
@@ -123,6 +178,7 @@ def _load_own(
     weights: str | os.PathLike[str] | None,
     processor: str | os.PathLike[str] | None,
     preprocessing: Preprocessing | None,
+    device: Device,
 ) -> VisionModel:
     """A module of the user's own."""
     if processor is not None and preprocessing is None:
@@ -144,7 +200,7 @@ def _load_own(
         "image_size": image_size,
         "preprocessing": _describe_processor(image_processor),
     }
-    return VisionModel(network, image_processor, description, layers=layers)
+    return VisionModel(network, image_processor, description, layers=layers, device=device)
 
 
 def _patches(checkpoint: Checkpoint, processor: Mapping[str, Any], drop_cls: bool, drop_padding: bool) -> Patches | None:

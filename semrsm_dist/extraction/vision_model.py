@@ -16,6 +16,7 @@ from PIL import Image
 from semrsm_dist.datasets.samples import first_few
 from semrsm_dist.extraction.capture import Capture, Captured, copy_of_tensor
 from semrsm_dist.extraction.checkpoint import first_sentence
+from semrsm_dist.extraction.device import Device, mostly_convolutions
 from semrsm_dist.extraction.layer import LAST_HIDDEN_STATE, Layer
 from semrsm_dist.extraction.positions import Patches, find_tensor, to_positions
 from storage_schemas.errors import InvalidInputError, SemrsmError
@@ -31,6 +32,13 @@ class Representation:
     """Class scores, ``(n, K)``, when the model classifies."""
     spatial_shape: tuple[int, int] | None
     """``(H, W)`` with ``H * W == S`` when the positions form a map."""
+
+    def then(self, other: Representation) -> Representation:
+        """This batch with another behind it."""
+        logits = None
+        if self.logits is not None and other.logits is not None:
+            logits = np.concatenate([self.logits, other.logits])
+        return Representation(np.concatenate([self.features, other.features]), logits, self.spatial_shape)
 
     def rows(self, start: int, stop: int) -> Representation:
         """Some images of the batch."""
@@ -69,8 +77,12 @@ class VisionModel:
         Each becomes a representation.
     patches
         Which positions to leave out, or None to keep all.
+    device
+        Where it runs; the CPU when None.
     """
 
+    loading: dict[str, Any] | None = None
+    """How to load it again, elsewhere: arguments of :func:`load_model` as plain values; None when nobody said."""
     description: dict[str, Any]
     """What the numbers depend on: model, revision, hashes, architecture, layer and preprocessing. JSON-compatible.
 
@@ -85,8 +97,15 @@ class VisionModel:
         *,
         layers: Sequence[Layer] = (),
         patches: Patches | None = None,
+        device: Device | None = None,
     ) -> None:
-        self.description = dict(description)
+        self.device = device or Device(torch.device("cpu"))
+        """Where it runs."""
+        self._memory_format = torch.channels_last if mostly_convolutions(network.module) else torch.contiguous_format
+        network.module.to(device=self.device.torch_device, memory_format=self._memory_format)  # type: ignore[call-overload]
+        self.description = {**description, **self.device.describe()}
+        if self._memory_format is torch.channels_last:
+            self.description["memory_format"] = "channels_last"
         self.has_layers = bool(layers)
         """Whether layers were asked for by name; each has then an activation store of its own."""
         self._network = network
@@ -135,10 +154,11 @@ class VisionModel:
             When the network does not take images of this size, or a layer gives no positions and channels.
         """
         seen = pixels if self._patches is None else self._patches.pad(pixels)
+        seen = seen.to(self.device.torch_device).contiguous(memory_format=self._memory_format)
         try:
-            with torch.inference_mode(), self._capture.forward_pass() as captured:
+            with self.device.computing(), self._capture.forward_pass() as captured:
                 outputs = self._network.outputs(seen)
-        except SemrsmError:
+        except (SemrsmError, torch.OutOfMemoryError):
             raise
         except (ValueError, RuntimeError, TypeError) as error:
             raise InvalidInputError(
@@ -222,4 +242,4 @@ class VisionModel:
 
 def _to_numpy(values: torch.Tensor) -> NDArray[np.float32]:
     """A tensor as a contiguous array."""
-    return np.ascontiguousarray(values.float().numpy(), dtype=np.float32)
+    return np.ascontiguousarray(values.float().cpu().numpy(), dtype=np.float32)

@@ -21,9 +21,9 @@ from types import MappingProxyType
 from typing import Protocol
 
 from semrsm_dist.runtime.units import Outcome, Receipt, Task, Unit
-from storage_schemas.errors import StorageUnavailableError
+from storage_schemas.errors import SemrsmError, StorageUnavailableError
 
-FATAL_ERRORS = frozenset({StorageUnavailableError.__name__})
+FATAL_ERRORS: Mapping[str, type[SemrsmError]] = MappingProxyType({StorageUnavailableError.__name__: StorageUnavailableError})
 """Errors that no other worker would be spared: the run stops at once, keeping what is written."""
 
 
@@ -140,12 +140,14 @@ class _Dispatch:
         on_attempt: Callable[[Attempt], None],
         clock: Callable[[], float],
         expected_seconds: Mapping[tuple[str, str], float],
+        fatal: Mapping[str, type[SemrsmError]],
     ) -> None:
         self.pending = deque(units)
         self.retries: deque[Unit] = deque()
         self.in_flight: dict[int, _InFlight] = {}
         self.result = DispatchResult()
         self._executor, self._policy, self._on_attempt, self._clock = executor, policy, on_attempt, clock
+        self._fatal = fatal
         self._failures: dict[Unit, int] = {}
         self._losses: dict[Unit, int] = {}
         self._submitted = 0
@@ -265,8 +267,8 @@ class _Dispatch:
             self._tell(flight, unit, "done", None, receipt)
             return
         self._tell(flight, unit, "failed", receipt.error, receipt)
-        if receipt.error_type in FATAL_ERRORS:
-            raise StorageUnavailableError(receipt.error)
+        if receipt.error_type is not None and receipt.error_type in self._fatal:
+            raise self._fatal[receipt.error_type](receipt.error)
         self._failures[unit] = self._failures.get(unit, 0) + 1
         self._again(unit, self._failures[unit] >= self._policy.attempts, receipt.error)
 
@@ -308,6 +310,7 @@ def dispatch(
     on_idle: Callable[[Callable[[], Standing]], None] = lambda standing: None,
     clock: Callable[[], float] = time.monotonic,
     expected_seconds: Mapping[tuple[str, str], float] = MappingProxyType({}),
+    fatal: Mapping[str, type[SemrsmError]] = FATAL_ERRORS,
 ) -> DispatchResult:
     """Run units of work to their end.
 
@@ -327,6 +330,8 @@ def dispatch(
         Seconds, monotonic.
     expected_seconds
         Seconds that a unit should take, by part and invariance, as the plan timed them; units that are done correct it.
+    fatal
+        Errors of workers, by name, that end the loop.
 
     Returns
     -------
@@ -335,10 +340,10 @@ def dispatch(
 
     Raises
     ------
-    StorageUnavailableError
-        As soon as one worker finds the disk full, read-only or out of reach.
+    SemrsmError
+        As soon as one worker reports a fatal error: by default, that the disk is full, read-only or out of reach.
     """
-    loop = _Dispatch(units, executor, policy or Policy(), on_attempt, clock, expected_seconds)
+    loop = _Dispatch(units, executor, policy or Policy(), on_attempt, clock, expected_seconds, fatal)
     while loop.pending or loop.retries or loop.in_flight:
         loop.fill()
         loop.collect(timeout=1.0)

@@ -413,6 +413,12 @@ def cluster_slots(address: str | None) -> int:
     return max(int(ray.cluster_resources().get("CPU", 1)), 1)
 
 
+def largest_node_cpus(address: str | None) -> int:
+    """CPUs of the node of a cluster that has most."""
+    connect(address, None)
+    return max((int(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["Alive"]), default=1) or 1
+
+
 def cluster_memory_per_cpu(address: str | None) -> int | None:
     """Bytes of memory for each CPU, on the node of an existing cluster that has least; None when Ray does not say."""
     connect(address, None)

@@ -12,14 +12,23 @@ from PIL import Image
 from semrsm_dist.datasets.coco import read_coco
 from semrsm_dist.datasets.image_folder import read_image_folder
 from semrsm_dist.datasets.samples import Dataset
-from semrsm_dist.extraction import extract as extract_module
-from semrsm_dist.extraction.extract import extract, plan_batches
+from semrsm_dist.extraction import loading
+from semrsm_dist.extraction.batching import Blocks
+from semrsm_dist.extraction.extract import extract
 from semrsm_dist.extraction.images import open_image
 from semrsm_dist.extraction.model import VisionModel, load_model
+from semrsm_dist.extraction.settings import ExtractionSettings
 from storage_schemas import ActivationStore, activations, tables
 from storage_schemas.activations import samples_url
-from storage_schemas.errors import FingerprintMismatchError, InvalidInputError, NonFiniteError, StoreNotFoundError
+from storage_schemas.errors import (
+    FingerprintMismatchError,
+    InvalidInputError,
+    NonFiniteError,
+    StoreNotFoundError,
+    UnreadableImageError,
+)
 from storage_schemas.location import Location
+from storage_schemas.tables import SAMPLES, UNREADABLE, read_table
 
 SHARED = Path(__file__).parents[3] / "shared"
 MOBILENET = SHARED / "models" / "mobilenet_v2_imagenet"
@@ -93,7 +102,7 @@ def test_batches_do_not_cross_chunks(resnet: VisionModel, image_folder: Path, tm
     store = extract(dataset, resnet, str(tmp_path / "a.zarr"))
     store.location.delete("features/c/0/0/0")
     store.location.delete("logits/c/2/0")
-    batches = plan_batches([store], dataset.samples, 3, block=store.chunk_samples)
+    batches = Blocks((store,), store.chunk_samples, 3).batches(range(store.n_chunks), dataset.samples)
     assert [(batch.start, batch.stop) for batch in batches] == [(0, 3), (3, 4), (8, 11)]
     assert batches[1].samples == dataset.samples[3:4]
 
@@ -135,7 +144,7 @@ def test_only_missing_chunks_are_computed_again(
         opened.append(path.name)
         return open_image(path)
 
-    monkeypatch.setattr(extract_module, "open_image", recording)
+    monkeypatch.setattr(loading, "open_image", recording)
     reports: list[tuple[int, int]] = []
     extract(
         dataset,
@@ -177,7 +186,8 @@ def test_another_model_image_or_batch_size_is_refused_and_named(
     Image.new("RGB", (50, 50)).save(dataset.samples[0].path)
     with pytest.raises(FingerprintMismatchError, match=r"^[^\n]*samples is [^\n]*$"):
         extract(dataset, resnet, out)
-    del before[dataset.samples[0].path.relative_to(tmp_path).as_posix()]
+    for changed in (dataset.samples[0].path.relative_to(tmp_path).as_posix(), "images.parquet"):
+        del before[changed]
     assert before.items() <= tree(tmp_path).items()
 
 
@@ -190,12 +200,65 @@ def test_an_unreadable_image_is_named_and_finished_chunks_stay(resnet: VisionMod
     assert ActivationStore.open(str(out)).missing_chunks() == [2]
 
 
-def test_all_unreadable_images_of_a_batch_are_named(resnet: VisionModel, image_folder: Path, tmp_path: Path) -> None:
+def test_all_unreadable_images_are_named_and_listed(resnet: VisionModel, image_folder: Path, tmp_path: Path) -> None:
     dataset = read_image_folder(image_folder)
-    for index in (1, 2):
+    for index in (1, 9):  # not of one batch
         dataset.samples[index].path.write_bytes(b"no image")
-    with pytest.raises(InvalidInputError, match=r"^2 images cannot be read \(image01\.png, image02\.jpg\)[^\n]*$"):
-        extract(dataset, resnet, str(tmp_path / "a.zarr"))
+    with pytest.raises(UnreadableImageError, match=r"^2 of 11 images cannot be decoded: image01\.png, image09\.png; [^\n]*$"):
+        extract(dataset, resnet, str(tmp_path / "a.zarr"), batch_size=2)
+    listed = read_table(Location.of(tmp_path / "a.unreadable.parquet"), UNREADABLE).to_pylist()
+    assert [row["sample_id"] for row in listed] == ["image01.png", "image09.png"]
+    assert all("is not an image of a known format" in row["problem"] for row in listed)
+
+
+def test_unreadable_images_can_be_left_out_and_are_recorded(resnet: VisionModel, image_folder: Path, tmp_path: Path) -> None:
+    dataset = read_image_folder(image_folder)
+    dataset.samples[1].path.write_bytes(b"no image")
+    settings = ExtractionSettings(batch_size=2, on_error="skip")
+    store = extract(dataset, resnet, str(tmp_path / "a.zarr"), settings=settings)
+    assert store.n_samples == 10
+    assert store.attributes["left_out"] == 1
+    listed = read_table(Location.of(tmp_path / "a.unreadable.parquet"), UNREADABLE)
+    assert listed["sample_id"].to_pylist() == ["image01.png"]
+    kept = read_table(samples_url(store.location), SAMPLES)["sample_id"].to_pylist()
+    assert kept == [sample.sample_id for sample in dataset.samples if sample.sample_id != "image01.png"]
+    before = tree(tmp_path)
+    extract(dataset, resnet, str(tmp_path / "a.zarr"), settings=settings)
+    assert tree(tmp_path) == before
+    for sample in dataset.samples:
+        sample.path.write_bytes(b"no image")
+    with pytest.raises(
+        InvalidInputError, match=r"^The dataset holds no images to extract; give at least one that can be decoded\.$"
+    ):
+        extract(dataset, resnet, str(tmp_path / "none.zarr"), settings=settings)
+
+
+def test_a_store_is_gone_on_with_at_the_batch_size_it_was_begun_with(
+    resnet: VisionModel, image_folder: Path, tmp_path: Path
+) -> None:
+    dataset = read_image_folder(image_folder)
+    store = extract(dataset, resnet, str(tmp_path / "a.zarr"), batch_size=3)
+    store.delete_chunk(1)
+    assert extract(dataset, resnet, str(tmp_path / "a.zarr")).fingerprint == store.fingerprint
+    assert extract(dataset, resnet, str(tmp_path / "b.zarr")).attributes["computed_from"]["batch_size"] == 16
+
+
+def test_features_can_be_stored_in_half_precision(resnet: VisionModel, image_folder: Path, tmp_path: Path) -> None:
+    dataset = read_image_folder(image_folder)
+    whole = extract(dataset, resnet, str(tmp_path / "a.zarr"))
+    half = extract(dataset, resnet, str(tmp_path / "b.zarr"), settings=ExtractionSettings(dtype="float16"))
+    assert half.dtype == np.float16
+    np.testing.assert_array_equal(half.read(0, 11), whole.read(0, 11).astype(np.float16))
+    assert half.fingerprint != whole.fingerprint
+
+
+def test_the_forward_pass_can_be_computed_in_bfloat16(resnet_folder: Path, image_folder: Path, tmp_path: Path) -> None:
+    dataset = read_image_folder(image_folder)
+    whole = extract(dataset, load_model(resnet_folder), str(tmp_path / "a.zarr")).read(0, 11)
+    fast = extract(dataset, load_model(resnet_folder, autocast="bfloat16"), str(tmp_path / "b.zarr"))
+    assert fast.attributes["computed_from"]["model"]["autocast"] == "bfloat16"
+    difference = np.abs(fast.read(0, 11) - whole).max() / np.abs(whole).max()
+    assert 1e-4 < difference < 0.1
 
 
 def test_a_missing_image_stops_before_a_store_is_made(resnet: VisionModel, image_folder: Path, tmp_path: Path) -> None:
@@ -225,7 +288,7 @@ def test_numbers_that_are_not_finite_are_refused(resnet_folder: Path, image_fold
 def test_nothing_to_extract_and_impossible_numbers_are_refused(resnet: VisionModel, image_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"^The dataset holds no images[^\n]*$"):
         extract(Dataset(()), resnet, str(tmp_path / "a.zarr"))
-    with pytest.raises(InvalidInputError, match=r"^Batch size 0 [^\n]*$"):
+    with pytest.raises(InvalidInputError, match=r"^A batch size of 0 [^\n]*$"):
         extract(read_image_folder(image_folder), resnet, str(tmp_path / "a.zarr"), batch_size=0)
 
 

@@ -17,8 +17,8 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from semrsm_dist.datasets.image_folder import read_image_folder
 from semrsm_dist.datasets.samples import Dataset
-from semrsm_dist.extraction import extract as extract_module
-from semrsm_dist.extraction.extract import extract, extract_layers, plan_batches
+from semrsm_dist.extraction.batching import Blocks
+from semrsm_dist.extraction.extract import extract, extract_layers
 from semrsm_dist.extraction.layer import Layer, layer_stores, parse_layers
 from semrsm_dist.extraction.model import VisionModel, load_model
 from semrsm_dist.extraction.own_module import OwnNetwork
@@ -155,7 +155,9 @@ def test_only_the_batches_that_a_layer_lacks_run_again(
     before = tree(tmp_path)
     extracted["embedder"].location.delete("features/c/1/0/0")  # samples 2 and 3
     extracted["last_hidden_state"].location.delete("features/c/2/0/0")  # samples 8 to 10
-    batches = plan_batches(list(extracted.values()), dataset.samples, 3, extract_module.LAYER_BLOCK)
+    blocks = Blocks.of(extracted, 3, layers=True)
+    assert blocks.missing() == [0]
+    batches = blocks.batches([0], dataset.samples)
     assert [(batch.start, batch.stop) for batch in batches] == [(0, 3), (3, 6), (6, 9), (9, 11)]
     extracted["embedder"].location.delete("features/c/1/0/0")
     written: list[tuple[str, int]] = []
@@ -176,7 +178,7 @@ def test_batches_stay_within_blocks_of_samples(resnet_folder: Path, dataset: Dat
     extract_layers(dataset, model, stores(tmp_path, model))
     store = ActivationStore.open(str(tmp_path / "x.last_hidden_state.zarr"))
     store.location.delete("features/c/1/0/0")
-    batches = plan_batches([store], dataset.samples, 3, block=8)
+    batches = Blocks((store,), 8, 3).batches([0, 1], dataset.samples)
     assert [(batch.start, batch.stop) for batch in batches] == [(3, 6), (6, 8)]
 
 
@@ -241,7 +243,7 @@ def test_a_layer_that_gives_nothing_stops_before_a_store_is_made(
     model = load_model(resnet_folder, layers=["last_hidden_state", name])
     with pytest.raises(InvalidInputError, match=sentence):
         extract_layers(dataset, model, stores(tmp_path / "out", model))
-    assert not (tmp_path / "out").exists()
+    assert list((tmp_path / "out").glob("*.zarr")) == []
 
 
 def test_a_random_pooler_is_no_layer(vit_folder: Path, tmp_path: Path) -> None:
