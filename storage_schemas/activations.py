@@ -122,10 +122,10 @@ class ActivationStore:
         return cls(location, group)
 
     @classmethod
-    def open(cls, url: str | Location) -> Self:
+    def open(cls, url: str | Location, *, writable: bool = False) -> Self:
         """Open an existing store; raises `StoreNotFoundError` or `SchemaVersionError`."""
         location = Location.of(url)
-        return cls(location, groups.open_group(location, SCHEMA, VERSION))
+        return cls(location, groups.open_group(location, SCHEMA, VERSION, writable=writable))
 
     @cached_property
     def _features(self) -> zarr.Array[Any]:

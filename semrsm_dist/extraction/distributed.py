@@ -14,6 +14,7 @@ from semrsm_dist.runtime.dispatch import dispatch
 from semrsm_dist.runtime.events import EventRecorder
 from semrsm_dist.runtime.forecast import Forecast
 from semrsm_dist.runtime.pulse import end_pulse
+from semrsm_dist.runtime.rsm_run import RunSettings, keep_on_loopback
 from semrsm_dist.runtime.watch import Watch
 from storage_schemas import (
     FingerprintMismatchError,
@@ -82,6 +83,7 @@ def extract_on_ray(
     UnfinishedError
         When blocks came to nothing although they were tried again.
     """
+    keep_on_loopback(RunSettings("ray", pool.address))
     from semrsm_dist.runtime.ray_executor import RayActorExecutor, largest_node_cpus
 
     missing = blocks.missing()

@@ -60,7 +60,10 @@ class ExtractionWorker:
     def __init__(self, job: ExtractionJob) -> None:
         keep_freed_memory()
         self._model = load_again(job.loading)
-        stores = {name: ActivationStore.open(out) for name, out in zip(self._model.representations, job.outs, strict=True)}
+        stores = {
+            name: ActivationStore.open(out, writable=True)
+            for name, out in zip(self._model.representations, job.outs, strict=True)
+        }
         self._stores = stores
         self._blocks = Blocks.of(stores, job.batch_size, layers=self._model.has_layers)
         self._samples = _samples(next(iter(stores.values())))
