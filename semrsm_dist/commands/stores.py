@@ -17,23 +17,24 @@ from storage_schemas.errors import InvalidInputError
 
 
 @click.command("import")
-@click.argument("arrays", type=click.Path(path_type=Path))
+@click.argument("arrays")
 @click.option("--out", required=True, help="Activation store to write.")
 @click.option("--where", multiple=True, metavar="ARRAY=VALUE", help="Keep the samples whose entry in ARRAY is VALUE.")
-@click.option("--sample-id", help="Name of the array that holds the sample ids.  [default: sample_id]")
+@click.option("--sample-id", help="Array, or .txt file, that holds the sample ids.  [default: sample_id or file_names.txt]")
 @click.option("--spatial-shape", type=(click.IntRange(min=1), click.IntRange(min=1)), metavar="H W", help="Map of (N,S,C).")
 @json_option
 def import_(
-    arrays: Path,
+    arrays: str,
     out: str,
     where: tuple[str, ...],
     sample_id: str | None,
     spatial_shape: tuple[int, int] | None,
     as_json: bool,
 ) -> None:
-    """Make an activation store of ARRAYS, an .npz or .npy file.
+    """Make an activation store of ARRAYS: an .npz, .npy, .h5 or .hdf5 file, a Zarr store, or a folder of thingsvision.
 
-    Reads `features` (N,S,C) or (N,C,H,W), and `logits` and `sample_id` where there are any. Never unpickles.
+    Reads `features` (N,S,C) or (N,C,H,W), and `logits` and `sample_id` where there are any. Never unpickles. Chunks that are
+    in the store already are not written again, so an interrupted import goes on with the same command.
 
     \b
     Example:   semrsm import features.npz --where role=query --sample-id files --out queries.zarr
@@ -46,7 +47,19 @@ def import_(
         if not sign or not name:
             raise InvalidInputError(f"--where takes ARRAY=VALUE, e.g. role=query, and not {condition!r}.")
         conditions[name] = value
-    store = import_arrays(arrays, out, where=conditions or None, sample_id=sample_id, spatial_shape=spatial_shape)
+    with (
+        progress("Reading", "samples", quiet=as_json) as report,
+        progress("Writing", "samples", quiet=as_json) as report_write,
+    ):
+        store = import_arrays(
+            arrays,
+            out,
+            where=conditions or None,
+            sample_id=sample_id,
+            spatial_shape=spatial_shape,
+            report=report,
+            report_write=report_write,
+        )
     print_activations(store, as_json)
 
 

@@ -1,25 +1,28 @@
-"""Features that another program computed, from ``.npz`` or ``.npy`` files to an activation store, without pickle."""
+"""Features that another program computed, from files or Zarr stores to an activation store, piece by piece, without pickle.
+
+What is imported is hashed in a first pass, because the store's fingerprint is made of it; a second pass writes the chunks
+that the store lacks. So memory does not grow with the number of samples, but for their names.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, cast
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from semrsm_dist.datasets.samples import check_unique, first_few
+from semrsm_dist.extraction.sources import open_source
+from semrsm_dist.extraction.sources.samples import Samples, select_samples
+from semrsm_dist.progress import Report
 from storage_schemas import tables
-from storage_schemas.activations import ActivationStore, samples_url
-from storage_schemas.errors import InvalidInputError, NonFiniteError, SemrsmError, StoreNotFoundError
+from storage_schemas.activations import ActivationStore, default_chunk_samples, samples_url
+from storage_schemas.errors import InvalidInputError
 from storage_schemas.fingerprint import canonical
-from storage_schemas.location import Location, storage_errors
+from storage_schemas.location import Location
 
 
 def import_arrays(
@@ -29,24 +32,33 @@ def import_arrays(
     where: Mapping[str, str] | None = None,
     sample_id: str | None = None,
     spatial_shape: tuple[int, int] | None = None,
+    report: Report | None = None,
+    report_write: Report | None = None,
 ) -> ActivationStore:
     """Import features as an activation store, with its samples table beside it.
+
+    A store that is there already is gone on with: chunks that it holds are not written again.
 
     Parameters
     ----------
     path
-        An ``.npz`` file with ``features`` ``(N, S, C)`` or ``(N, C, H, W)``, and optionally ``logits`` ``(N, K)`` and
-        ``sample_id`` ``(N,)``; or an ``.npy`` file with the features alone. Values of any floating-point type become
-        float32.
+        Anything that :func:`~semrsm_dist.extraction.sources.open_source` opens, with ``features`` ``(N, S, C)`` or
+        ``(N, C, H, W)``, and optionally ``logits`` ``(N, K)`` and ``sample_id`` ``(N,)``. Values of any floating-point
+        type become float32. Maps that were flattened to ``(N, C·H·W)`` are taken too when `spatial_shape` is given.
     out
         Path or URL of the store, by custom ``activations/NAME.zarr``.
     where
         Keep the samples whose entry in the named array is the given text: ``{"role": "query"}``.
     sample_id
-        Array that holds the sample ids instead of ``sample_id``. Without either, samples are named ``0`` to ``N - 1``
-        by their row in the file.
+        Array that holds the sample ids instead of ``sample_id``, or a text file (``.txt``) with one on each line. Without
+        either, HDF5 files and folders of thingsvision take ``file_names.txt`` beside them; what is left is named ``0`` to
+        ``N - 1`` by row.
     spatial_shape
         ``(H, W)`` of features that are given as ``(N, S, C)``; features ``(N, C, H, W)`` bring their own.
+    report
+        Told how many samples have been read and how many there are.
+    report_write
+        Told how many samples are in the store.
 
     Returns
     -------
@@ -58,186 +70,95 @@ def import_arrays(
     StoreNotFoundError
         When the file is not there.
     InvalidInputError
-        When the file is damaged, holds Python objects, lacks an array, or holds arrays of other shapes or types.
+        When the file is damaged, holds Python objects, lacks an array, or holds arrays of other shapes or types; and when
+        it is changed meanwhile.
     NonFiniteError
         When a value is NaN or infinite.
     FingerprintMismatchError
         When a store is there that was computed from something else.
     """
-    path = Path(os.path.expanduser(path))
-    arrays = _Arrays(path)
-    features, map_shape = _positions(path, _floats(path, "features", arrays.read("features")))
-    n_samples = len(features)
-    logits = _floats(path, "logits", arrays.read("logits")) if "logits" in arrays.names else None
-    if logits is not None and (logits.ndim != 2 or len(logits) != n_samples):
-        raise InvalidInputError(f"logits in {path} have shape {logits.shape}; expected ({n_samples}, classes).")
-    if map_shape is not None and spatial_shape not in (None, map_shape):
-        raise InvalidInputError(f"features in {path} are maps of {map_shape}, not of {spatial_shape}; leave it out.")
-    ids = _sample_ids(arrays, sample_id, n_samples)
-    kept = _rows(arrays, where or {}, n_samples)
-    features, logits, ids = features[kept], None if logits is None else logits[kept], [ids[row] for row in kept]
-    check_unique(ids, str(path))
-    _check_finite(path, "features", features, ids)
-    if logits is not None:
-        _check_finite(path, "logits", logits, ids)
-    return _write(Location.of(out), features, logits, ids, map_shape or spatial_shape, path.name)
+    with open_source(path) as source:
+        samples = select_samples(source, where or {}, sample_id, spatial_shape)
+        hashes = _hash(samples, report)
+        return _write(Location.of(out), samples, hashes, Location.of(os.path.expanduser(path)).name, report_write)
 
 
-class _Arrays:
-    """The arrays of a file, read one by one and never unpickled."""
+@dataclass(frozen=True)
+class _Hashes:
+    """SHA-256 of little-endian float32 values in C order."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        if not path.exists():
-            raise StoreNotFoundError(f"There is no file {path}; check the path.")
-        if path.suffix not in (".npz", ".npy"):
-            raise InvalidInputError(f"{path} is neither an .npz nor an .npy file; save the arrays with numpy.savez.")
-        self._arrays: Mapping[str, NDArray[Any]] = cast("Mapping[str, NDArray[Any]]", self._guarded(self._load))
-        self.names = sorted(self._arrays)
-
-    def read(self, name: str) -> NDArray[Any]:
-        """One array."""
-        if name not in self.names:
-            raise InvalidInputError(f"{self.path} has no array {name!r}; it has {', '.join(self.names) or 'none'}.")
-        return np.asarray(self._guarded(lambda: self._arrays[name], name))
-
-    def read_texts(self, name: str, n_samples: int) -> list[str]:
-        """One array with an entry for each sample, as texts."""
-        values = self.read(name)
-        if values.shape != (n_samples,):
-            raise InvalidInputError(
-                f"The array {name!r} in {self.path} has shape {values.shape}; expected ({n_samples},), one entry a sample."
-            )
-        if values.dtype.kind == "S":
-            return [value.decode(errors="replace") for value in values.tolist()]
-        return [str(value) for value in values.tolist()]
-
-    def _load(self) -> Mapping[str, NDArray[Any]]:
-        """The file as a mapping; members of an .npz are read when asked for."""
-        with self.path.open("rb") as file:
-            if not file.read(6).startswith((b"PK", b"\x93NUMPY")):
-                raise InvalidInputError(f"{self.path} is not a NumPy file whatever its name; save the arrays with numpy.savez.")
-        loaded = np.load(self.path, allow_pickle=False, mmap_mode="r" if self.path.suffix == ".npy" else None)
-        return {"features": loaded} if isinstance(loaded, np.ndarray) else loaded
-
-    def _guarded(self, read: Any, name: str = "") -> Any:
-        """The result of `read`, whatever NumPy raises becoming one sentence."""
-        what = f"The array {name!r} in {self.path}" if name else str(self.path)
-        with storage_errors(str(self.path)):
-            try:
-                return read()
-            except SemrsmError:
-                raise
-            except ValueError as error:
-                if "allow_pickle" in str(error) or "Python objects" in str(error):
-                    raise InvalidInputError(
-                        f"{what} holds Python objects, which are not read because reading them can run code; "
-                        "save it as an array of numbers or texts."
-                    ) from error
-                raise InvalidInputError(f"{what} is damaged ({_one_line(error)}); save it again.") from error
-            except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, SyntaxError, NotImplementedError) as error:
-                raise InvalidInputError(f"{what} is damaged ({_one_line(error)}); save it again.") from error
+    features: str
+    logits: str | None
+    samples: list[str]
+    """Of the features of each sample."""
 
 
-def _floats(path: Path, name: str, values: NDArray[Any]) -> NDArray[np.float32]:
-    """Floating-point values as float32."""
-    if values.dtype.kind != "f":
-        raise InvalidInputError(
-            f"{name} in {path} are of type {values.dtype}; expected floating-point numbers, so convert them with "
-            "astype('float32') if that is what they mean."
-        )
-    with np.errstate(over="ignore"):
-        return values.astype(np.float32, copy=False)
+def _hash(samples: Samples, report: Report | None) -> _Hashes:
+    """Read everything once; raises before a store is made."""
+    features, logits, each = hashlib.sha256(), hashlib.sha256(), []
+    n_samples, step = len(samples.ids), default_chunk_samples(samples.layout.n_positions, samples.layout.n_channels)
+    for start in range(0, n_samples, step):
+        stop = min(start + step, n_samples)
+        block = samples.read_features(start, stop)
+        features.update(_bytes_of(block))
+        each += [hashlib.sha256(_bytes_of(sample)).hexdigest() for sample in block]
+        block_logits = samples.read_logits(start, stop)
+        if block_logits is not None:
+            logits.update(_bytes_of(block_logits))
+        if report:
+            report(stop, n_samples)
+    return _Hashes(features.hexdigest(), None if samples.n_classes is None else logits.hexdigest(), each)
 
 
-def _positions(path: Path, features: NDArray[np.float32]) -> tuple[NDArray[np.float32], tuple[int, int] | None]:
-    """Features as ``(N, S, C)``, and the shape of the map they were."""
-    if features.ndim not in (3, 4) or features.size == 0:
-        raise InvalidInputError(
-            f"features in {path} have shape {features.shape}; expected (samples, positions, channels) or "
-            "(samples, channels, height, width), none of them 0."
-        )
-    if features.ndim == 3:
-        return features, None
-    n_samples, n_channels, height, width = features.shape
-    return features.reshape(n_samples, n_channels, height * width).transpose(0, 2, 1), (height, width)
-
-
-def _sample_ids(arrays: _Arrays, name: str | None, n_samples: int) -> list[str]:
-    """The id of every sample in the file."""
-    if name is None and "sample_id" not in arrays.names:
-        return [str(row) for row in range(n_samples)]
-    return arrays.read_texts(name or "sample_id", n_samples)
-
-
-def _rows(arrays: _Arrays, where: Mapping[str, str], n_samples: int) -> list[int]:
-    """Rows of the samples that fulfil every condition."""
-    conditions = [(arrays.read_texts(name, n_samples), wanted) for name, wanted in where.items()]
-    kept = [row for row in range(n_samples) if all(texts[row] == wanted for texts, wanted in conditions)]
-    if not kept:
-        wanted_text = " and ".join(f"{name} = {value}" for name, value in where.items())
-        found = "; ".join(f"{name} is one of {first_few(sorted(set(arrays.read_texts(name, n_samples))))}" for name in where)
-        raise InvalidInputError(f"No sample in {arrays.path} has {wanted_text}; {found}.")
-    return kept
-
-
-def _check_finite(path: Path, name: str, values: NDArray[np.float32], ids: Sequence[str]) -> None:
-    """Raise before a store is made."""
-    finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
-    if not finite.all():
-        raise NonFiniteError(
-            f"The {name} of sample {ids[int(np.argmin(finite))]} in {path} hold NaN, infinity or a value too large for "
-            "float32; correct or leave out that sample."
-        )
-
-
-def _write(
-    location: Location,
-    features: NDArray[np.float32],
-    logits: NDArray[np.float32] | None,
-    ids: Sequence[str],
-    spatial_shape: tuple[int, int] | None,
-    source: str,
-) -> ActivationStore:
-    """Write what a store lacks of these arrays."""
-    n_samples, n_positions, n_channels = features.shape
+def _write(location: Location, samples: Samples, hashes: _Hashes, source: str, report: Report | None) -> ActivationStore:
+    """Write what a store lacks of these samples."""
+    layout, n_samples = samples.layout, len(samples.ids)
+    shape = [n_samples, layout.n_positions, layout.n_channels]
     store = ActivationStore.create(
         location,
         n_samples=n_samples,
-        n_positions=n_positions,
-        n_channels=n_channels,
-        n_classes=None if logits is None else logits.shape[1],
-        spatial_shape=spatial_shape,
+        n_positions=layout.n_positions,
+        n_channels=layout.n_channels,
+        n_classes=samples.n_classes,
+        spatial_shape=layout.spatial_shape,
         computed_from={
-            "samples": hashlib.sha256(canonical({"samples": list(ids)}).encode()).hexdigest(),
+            "samples": hashlib.sha256(canonical({"samples": samples.ids}).encode()).hexdigest(),
             "n_samples": n_samples,
-            "shape": list(features.shape),
-            "spatial_shape": None if spatial_shape is None else list(spatial_shape),
-            "features": _hash_values(features),
-            "logits": None if logits is None else _hash_values(logits),
+            "shape": shape,
+            "spatial_shape": None if layout.spatial_shape is None else list(layout.spatial_shape),
+            "features": hashes.features,
+            "logits": hashes.logits,
         },
         provenance={"imported_from": source},
     )
     location.sweep()
     empty = {field.name: pa.nulls(n_samples, field.type) for field in tables.SAMPLES}
-    hashes = [_hash_values(sample[None]) for sample in features]  # there is no image; its features stand for it
-    known = {"sample_id": pa.array(ids, pa.string()), "sha256": pa.array(hashes, pa.string())}
-    table = pa.table({**empty, **known}, schema=tables.SAMPLES)
-    tables.write_table(samples_url(location), table, tables.SAMPLES)
-    for index in sorted({*store.missing_chunks(), *store.damaged_chunks()}):
+    # There is no image; its features stand for it.
+    known = {"sample_id": pa.array(samples.ids, pa.string()), "sha256": pa.array(hashes.samples, pa.string())}
+    tables.write_table(samples_url(location), pa.table({**empty, **known}, schema=tables.SAMPLES), tables.SAMPLES)
+    lacking = sorted({*store.missing_chunks(), *store.damaged_chunks()})
+    done = n_samples - sum(store.chunk_slice(index).stop - store.chunk_slice(index).start for index in lacking)
+    for index in lacking:
         rows = store.chunk_slice(index)
-        store.write_chunk(index, features[rows], None if logits is None else logits[rows])
+        features = samples.read_features(rows.start, rows.stop)
+        _check_unchanged(samples, features, rows.start, hashes.samples)
+        store.write_chunk(index, features, samples.read_logits(rows.start, rows.stop))
+        done += rows.stop - rows.start
+        if report:
+            report(done, n_samples)
     return store
 
 
-def _hash_values(values: NDArray[np.float32]) -> str:
-    """SHA-256 of little-endian float32 values in C order."""
-    digest = hashlib.sha256()
-    for row in values:
-        digest.update(np.ascontiguousarray(row, dtype="<f4").tobytes())
-    return digest.hexdigest()
+def _check_unchanged(samples: Samples, features: NDArray[np.float32], start: int, hashes: Sequence[str]) -> None:
+    """Refuse to write what the fingerprint does not stand for."""
+    for row, sample in enumerate(features, start):
+        if hashlib.sha256(_bytes_of(sample)).hexdigest() != hashes[row]:
+            raise InvalidInputError(
+                f"{samples.where} was changed while it was imported (sample {samples.ids[row]}); remove the store, "
+                "and import it again when nothing writes there any more."
+            )
 
 
-def _one_line(error: BaseException) -> str:
-    """An error's message on one line."""
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+def _bytes_of(values: NDArray[np.float32]) -> memoryview:
+    """Values as the bytes that are hashed: little-endian, in C order."""
+    return np.ascontiguousarray(values, dtype="<f4").data

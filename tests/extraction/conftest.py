@@ -21,6 +21,17 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
+from semrsm_dist.extraction.sources import kept_rows
+from storage_schemas import activations
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of two samples of ``(4, 3)``, read in slabs of a few rows."""
+    monkeypatch.setattr(activations, "CHUNK_BYTES", 2 * 4 * 3 * 4)
+    monkeypatch.setattr(kept_rows, "SLAB_BYTES", 3 * 4 * 3 * 4)
+    monkeypatch.setattr(kept_rows, "LARGEST_SLAB_BYTES", 5 * 4 * 3 * 4)
+
 
 def _save(folder: Path, network: Any, processor: Any) -> Path:
     network.save_pretrained(folder)

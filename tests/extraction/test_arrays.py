@@ -168,7 +168,7 @@ def test_a_file_that_is_missing_damaged_or_of_another_kind_is_named(tmp_path: Pa
     with pytest.raises(StoreNotFoundError, match=r"^There is no file [^\n]*gone\.npz[^\n]*$"):
         import_arrays(tmp_path / "gone.npz", str(tmp_path / "a.zarr"))
     (tmp_path / "a.txt").touch()
-    with pytest.raises(InvalidInputError, match=r"^[^\n]*neither an \.npz nor an \.npy file[^\n]*$"):
+    with pytest.raises(InvalidInputError, match=r"^[^\n]*cannot be imported; expected an \.npz, [^\n]*thingsvision[^\n]*$"):
         import_arrays(tmp_path / "a.txt", str(tmp_path / "a.zarr"))
     whole = save(tmp_path, features=features()).read_bytes()
     corrupt = bytearray(whole)
