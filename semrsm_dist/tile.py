@@ -35,7 +35,12 @@ def centred(features: NDArray[np.floating], centre: NDArray[np.float64] | None) 
 
 
 class CentreAccumulator:
-    """The mean to subtract, accumulated in float64 over blocks of the database in the order they are added."""
+    """The mean to subtract, accumulated in float64 over blocks of the database in the order they are added.
+
+    Samples are added one after the other within a block, and then block after block. Such a sum of float32 values is exact
+    while their magnitudes differ by less than about 2²⁹ divided by the number of samples, as those of a network do. Where
+    they differ by more, the last bits depend on the size of the blocks, which are the chunks of the store.
+    """
 
     def __init__(self, centring: Centring) -> None:
         self._centring = centring
