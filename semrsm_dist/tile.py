@@ -38,8 +38,8 @@ class CentreAccumulator:
     """The mean to subtract, accumulated in float64 over blocks of the database in the order they are added.
 
     Samples are added one after the other within a block, and then block after block. Such a sum of float32 values is exact
-    while their magnitudes differ by less than about 2²⁹ divided by the number of samples, as those of a network do. Where
-    they differ by more, the last bits depend on the size of the blocks, which are the chunks of the store.
+    while their magnitudes differ by less than 2²⁹ divided by the number of samples. Where they differ by more, it is off by
+    some 10⁻¹⁶ of the mean magnitude, and its last bits depend on the size of the blocks: the chunks of the store.
     """
 
     def __init__(self, centring: Centring) -> None:

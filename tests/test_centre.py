@@ -55,7 +55,7 @@ def test_samples_are_added_one_by_one_in_each_block(dtype: Any, shape: tuple[int
 
 @pytest.mark.parametrize(("offset", "scale"), [(0, 1), (1e6, 1), (-3e4, 1e-2), (0, 1e5)])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_the_mean_of_a_network_s_values_is_exact_whatever_the_blocks(offset: float, scale: float, dtype: Any) -> None:
+def test_the_mean_of_values_of_like_magnitude_is_exact_whatever_the_blocks(offset: float, scale: float, dtype: Any) -> None:
     values = offset + scale * np.random.default_rng(0).standard_normal((20_000, 2, 4))
     values = np.clip(values, -6e4, 6e4).astype(dtype) if dtype == np.float16 else values.astype(dtype)
     expected = exact_mean(values)
