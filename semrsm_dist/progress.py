@@ -9,7 +9,16 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 
@@ -57,6 +66,17 @@ class _Left(TimeRemainingColumn):
         return super().render(task) if seconds is None else Text(duration(seconds), style="progress.remaining")
 
 
+class _Speed(ProgressColumn):
+    """How much is done a second."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{rate(task.speed)} {self._unit}/s")
+
+
 @contextmanager
 def _bar(label: str, unit: str) -> Iterator[Report]:
     """A bar that appears with the first report and stays on the screen when it is full."""
@@ -65,6 +85,7 @@ def _bar(label: str, unit: str) -> Iterator[Report]:
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(unit),
+        _Speed(unit),
         TimeElapsedColumn(),
         TextColumn("left"),
         _Left(),
@@ -108,9 +129,23 @@ class _Lines:
         if seconds_left is None and gained > 0:
             seconds_left = elapsed / gained * (total - done)
         left = f", {duration(seconds_left)} left" if seconds_left is not None and done < total else ""
+        speed = f", {rate(gained / elapsed)} {self._unit}/s" if gained > 0 and elapsed >= 1 else ""
         share = 100 * done / total if total else 100
-        sys.stderr.write(f"{self._label}: {done} of {total} {self._unit} ({share:.0f} %), {duration(elapsed)} elapsed{left}\n")
+        sys.stderr.write(
+            f"{self._label}: {done} of {total} {self._unit} ({share:.0f} %){speed}, {duration(elapsed)} elapsed{left}\n"
+        )
         sys.stderr.flush()
+
+
+def rate(per_second: float) -> str:
+    """A speed as a person says it.
+
+    >>> rate(0.0312), rate(7.25), rate(153.4), rate(12345)
+    ('0.031', '7.2', '153', '12,345')
+    """
+    if per_second >= 100:
+        return f"{per_second:,.0f}"
+    return f"{per_second:.1f}" if per_second >= 1 else f"{per_second:.2g}"
 
 
 def duration(seconds: float) -> str:

@@ -111,26 +111,32 @@ def _print(title: str, stages: list[Stage]) -> None:
         cells.append([stage.what, str(stage.done), planned, stage.unit, left])
     print_table(title, ("stage", "done", "of", "", "left"), cells)
     for stage in stages:
+        _print_run(stage)
         if stage.history is not None:
             _print_history(stage, stage.history)
 
 
-def _print_history(stage: Stage, told: History) -> None:
-    """What happens, and what happened, to one RSM."""
-    from semrsm_dist.runtime.history import seconds_ago
-
+def _print_run(stage: Stage) -> None:
+    """Who works on a store, and what is in flight."""
     if stage.running and stage.pulse is not None:
         now = stage.pulse
+        by = "" if stage.holder is None else f"run by {stage.holder}; "
         given_up = f"; {now.set_aside:,} given up" if now.set_aside else ""
         click.echo(
-            f"{stage.what}: run by {stage.holder}; {now.tasks:,} tasks with {now.units:,} units in flight for {now.slots:,} "
-            f"workers, the oldest for {duration(now.oldest_seconds)}{given_up}"
+            f"{stage.what}: {by}{now.tasks:,} tasks with {now.units:,} units in flight for {now.slots:,} workers, "
+            f"the oldest for {duration(now.oldest_seconds)}{given_up}"
         )
     elif stage.holder is not None and stage.holder.has_ended():
         click.echo(f"{stage.what}: {stage.holder} has ended without finishing; the same command goes on from there")
     elif stage.holder is not None:
         heard = "begins" if stage.pulse is None else f"was last heard of {duration(stage.pulse.seconds_ago())} ago"
         click.echo(f"{stage.what}: {stage.holder} {heard}")
+
+
+def _print_history(stage: Stage, told: History) -> None:
+    """What happened to one RSM."""
+    from semrsm_dist.runtime.history import seconds_ago
+
     trouble = "".join(f", {count} {status}" for status, count in told.not_done.items())
     gap = "" if told.largest_gap is None else f"; largest certified gap {told.largest_gap:.1e}"
     if told.newest is not None:

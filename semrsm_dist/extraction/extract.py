@@ -37,7 +37,7 @@ from storage_schemas.errors import InvalidInputError, SemrsmError, UnreadableIma
 from storage_schemas.fingerprint import canonical
 from storage_schemas.location import Location
 
-NUMERICS = 1
+NUMERICS = 2
 """Version of how activations are computed; part of every fingerprint, raised when a change alters a bit of a result."""
 CPU_BATCH_PIXELS, CPU_MOST_IMAGES = 8 * 224 * 224, 16
 """Of a forward pass on a CPU, at most: larger arrays leave its caches, and the C library's reuse of memory."""

@@ -35,7 +35,7 @@ class Stage:
     history: History | None = None
     """Of an RSM, what its events tell."""
     pulse: Pulse | None = None
-    """Of an RSM, what its driver said last, unless it came to an end."""
+    """What its driver said last, unless it came to an end; of activations, the driver of a pool of actors."""
     holder: Holder | None = None
     """Of an RSM, who holds its lease, or held it last without giving it back."""
 
@@ -46,9 +46,9 @@ class Stage:
 
     @property
     def running(self) -> bool:
-        """Whether a driver holds the store and was heard of just now."""
+        """Whether a driver was heard of just now, and has not ended since."""
         heard = self.pulse is not None and self.pulse.seconds_ago() < _FRESH_SECONDS
-        return heard and self.holder is not None and not self.holder.has_ended()
+        return heard and (self.holder is None or not self.holder.has_ended())
 
     @property
     def seconds_left(self) -> float | None:
@@ -62,14 +62,11 @@ class Stage:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         plain: dict[str, Any] = {"what": self.what, "done": self.done, "planned": self.planned, "unit": self.unit}
-        if self.history is not None:
+        if self.pulse is not None or self.history is not None:
             told = {name: getattr(self.pulse, name) for name in ("slots", "tasks", "units")} if self.pulse else None
-            plain |= {
-                "running": told if self.running else None,
-                "holder": None if self.holder is None else str(self.holder),
-                "seconds_left": self.seconds_left,
-                "history": asdict(self.history),
-            }
+            plain |= {"running": told if self.running else None, "seconds_left": self.seconds_left}
+        if self.history is not None:
+            plain |= {"holder": None if self.holder is None else str(self.holder), "history": asdict(self.history)}
         return plain
 
 
@@ -85,7 +82,8 @@ class Observer:
             store = ActivationStore.open(location)
         except StoreNotFoundError:
             return Stage(what, 0, 0, "chunks")
-        return Stage(what, store.n_chunks - len(store.missing_chunks()), store.n_chunks, "chunks")
+        done = store.n_chunks - len(store.missing_chunks())
+        return Stage(what, done, store.n_chunks, "chunks", pulse=read_pulse(location))
 
     def rsm(self, what: str, location: Location, invariances: Sequence[Invariance] | None = None) -> Stage:
         """How far an RSM store is.

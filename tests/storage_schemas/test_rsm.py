@@ -219,8 +219,10 @@ def test_a_sweep_beside_a_writer_loses_nothing(tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(1) as pool:
         sweeping = pool.submit(sweep)
-        for _ in range(200):
-            store.write_tile("none", 0, 0, VALUES[:4, :4])
-        done.set()
+        try:
+            for _ in range(200):
+                store.write_tile("none", 0, 0, VALUES[:4, :4])
+        finally:
+            done.set()
         sweeping.result()
     np.testing.assert_array_equal(store.read_tile("none", 0, 0), VALUES[:4, :4])
