@@ -98,8 +98,12 @@ class Pipeline:
         self._check_top_k(len(datasets["database"].samples))
         decode = open_image if self.recipe.extraction.on_error == "skip" else None
         datasets = inspect_sides(datasets, self.workdir / "activations", self.say, decode=decode, quiet=self.quiet)
+        self._check_top_k(len(datasets["database"].samples))
         for model in self.recipe.models:
-            loaded = load_model(model.model, **model.loading(), **self.recipe.extraction.loading())
+            loading = {**model.loading(), **self.recipe.extraction.loading()}
+            if self._pool() is not None:
+                loading["device"] = "cpu"  # for the shapes; the actors have devices of their own
+            loaded = load_model(model.model, **loading)
             for side, dataset in datasets.items():
                 self._extract(side, dataset, model, loaded)
         for side, dataset in datasets.items():  # after every store has accepted its samples
@@ -289,6 +293,7 @@ class Pipeline:
                 loaded,
                 outs,
                 settings=ExtractionSettings(model.batch_size, self.recipe.extraction.dtype),
+                threads=self._run_settings().workers,
                 pool=self._pool(),
                 progress=report,
             )
@@ -304,7 +309,7 @@ class Pipeline:
         run, wanted = self._run_settings(), self.recipe.extraction
         if run.executor == "serial" or not (on_cluster(run) or wanted.gpus_per_worker):
             return None
-        return PoolSettings(run.address, run.workers, wanted.cpus_per_worker, wanted.gpus_per_worker)
+        return PoolSettings(run.address, run.workers, wanted.cpus_per_worker, wanted.gpus_per_worker, wanted.device)
 
     def _create(self, model: ModelSource) -> Any:
         """The RSM store of a model, created or opened."""

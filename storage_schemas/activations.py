@@ -199,6 +199,11 @@ class ActivationStore:
             present &= {index[0] for index in groups.chunk_indices(sizes, "logits")}
         return [index for index in range(self.n_chunks) if index not in present]
 
+    def lacks_chunk(self, index: int) -> bool:
+        """Whether a chunk is not there yet, without a listing."""
+        paths = [f"features/c/{index}/0/0", *([f"logits/c/{index}/0"] if self.has_logits else [])]
+        return not all(self.location.exists(path) for path in paths)
+
     def amend(self, computed_from: Mapping[str, Any]) -> None:
         """Record what the rest of an unfinished store is computed from, for a caller who knows that what is there agrees."""
         stored = cast("Mapping[str, Any]", self.group.attrs["computed_from"])
@@ -210,7 +215,7 @@ class ActivationStore:
     def damaged_chunks(self) -> list[int]:
         """Chunks that are there and whose bytes do not match their checksums; reads everything."""
         missing = set(self.missing_chunks())
-        return [index for index in range(self.n_chunks) if index not in missing and not self._is_whole(index)]
+        return [index for index in range(self.n_chunks) if index not in missing and not self.is_whole(index)]
 
     def delete_chunk(self, index: int) -> None:
         """Remove one chunk, so that the next extraction computes it."""
@@ -276,7 +281,7 @@ class ActivationStore:
                 f"{self.location} lacks {len(missing)} of {self.n_chunks} chunks; run its extraction again to finish it."
             )
 
-    def _is_whole(self, index: int) -> bool:
+    def is_whole(self, index: int) -> bool:
         """Whether a chunk can be read."""
         samples = self.chunk_slice(index)
         try:

@@ -9,13 +9,15 @@ import click
 
 from semrsm_dist.commands.output import json_option, print_json
 from semrsm_dist.commands.sources import source_of, source_options
+from semrsm_dist.datasets.samples import Dataset, Sample
 from semrsm_dist.extraction.layer import layer_stores, parse_layers
 from semrsm_dist.extraction.preprocessing import Interpolation, Preprocessing
 from semrsm_dist.extraction.settings import Autocast, ExtractionSettings, OnError, PoolSettings, StoredType
 from semrsm_dist.progress import progress
 from storage_schemas import ActivationStore
+from storage_schemas.activations import samples_url
 from storage_schemas.errors import InvalidInputError
-from storage_schemas.location import Location
+from storage_schemas.tables import SAMPLES, read_table
 
 _LOADING = ("revision", "image_size", "drop_cls", "drop_padding", "weights", "processor", "device", "autocast")
 """Options that :func:`semrsm_dist.extraction.model.load_model` takes as they are."""
@@ -67,7 +69,7 @@ def _how_options(command: Any) -> Any:
                 help="What an image that cannot be decoded does.",
             ),
             click.option("--address", help="Address of a Ray cluster, whose actors extract."),
-            click.option("--workers", type=click.IntRange(min=1), help="Actors at the most.  [default: all the cluster holds]"),
+            click.option("--workers", type=click.IntRange(min=1), help="Actors, or forward passes on this CPU, at once."),
             click.option("--cpus-per-worker", type=click.IntRange(min=1), default=4, show_default=True, help="Of an actor."),
             click.option(
                 "--gpus-per-worker", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Of an actor."
@@ -78,11 +80,19 @@ def _how_options(command: Any) -> Any:
     return command
 
 
-def _pool(address: str | None, workers: int | None, cpus_per_worker: int, gpus_per_worker: float) -> PoolSettings | None:
+def _stored(dataset: Dataset, store: ActivationStore) -> list[Sample]:
+    """The samples of a dataset that are in a store."""
+    there = set(read_table(samples_url(store.location), SAMPLES)["sample_id"].to_pylist())
+    return [sample for sample in dataset.samples if sample.sample_id in there]
+
+
+def _pool(
+    address: str | None, workers: int | None, cpus_per_worker: int, gpus_per_worker: float, device: str
+) -> PoolSettings | None:
     """The actors that options or Ray's job environment ask for; None where this process is to extract."""
     if not (address or os.environ.get("RAY_ADDRESS") or gpus_per_worker):
         return None
-    return PoolSettings(address, workers, cpus_per_worker, gpus_per_worker)
+    return PoolSettings(address, workers, cpus_per_worker, gpus_per_worker, device)
 
 
 @click.command()
@@ -127,7 +137,10 @@ def extract(
     from semrsm_dist.extraction.model import load_model
 
     loading = {name: options.pop(name) for name in _LOADING}
-    pool = _pool(**{name: options.pop(name) for name in ("address", "workers", "cpus_per_worker", "gpus_per_worker")})
+    where = {name: options.pop(name) for name in ("address", "workers", "cpus_per_worker", "gpus_per_worker")}
+    pool = _pool(**where, device=loading["device"])
+    if pool is not None:
+        loading["device"] = "cpu"  # for the shapes; the actors have devices of their own
     with progress("Reading", "images", quiet=as_json) as report:
         dataset = read_dataset(source_of(options), report)
     chosen = describe(dataset)
@@ -137,20 +150,28 @@ def extract(
         raise InvalidInputError("--annotations-out has nothing to write; name --annotations, or a data set that has its own.")
     loaded = load_model(model, layers=layers, preprocessing=preprocessing, **loading)
     outs = stores or dict.fromkeys(loaded.representations, out)
-    for each in outs.values():
-        if Location.of(each).exists("zarr.json"):
-            store = ActivationStore.open(each)
-            for index in store.damaged_chunks():
-                store.delete_chunk(index)
-    with progress("Extracting", "images", quiet=as_json) as report:
-        settings = ExtractionSettings(batch_size, dtype, on_error)
-        extracted = extract_layers(dataset, loaded, outs, settings=settings, pool=pool, progress=report)
+    with (
+        progress("Inspecting", "images", quiet=as_json) as report_inspect,
+        progress("Checking what is there", "chunks", quiet=as_json) as report_check,
+        progress("Extracting", "images", quiet=as_json) as report,
+    ):
+        extracted = extract_layers(
+            dataset,
+            loaded,
+            outs,
+            settings=ExtractionSettings(batch_size, dtype, on_error),
+            threads=where["workers"],
+            pool=pool,
+            progress=report,
+            report_inspect=report_inspect,
+            report_check=report_check,
+        )
     left_out = len(dataset.samples) - next(iter(extracted.values())).n_samples
     if left_out and not as_json:
         listed = unreadable_url(next(iter(extracted.values())).location)
         click.echo(f"{left_out:,} images cannot be decoded and were left out; {listed} lists them.", err=True)
     if annotations_out is not None:
-        write_annotations(dataset, annotations_out)
+        write_annotations(dataset.keep(_stored(dataset, next(iter(extracted.values())))), annotations_out)
     if layers and as_json:
         print_json({"layers": {name: _activations(store) for name, store in extracted.items()}})
         return

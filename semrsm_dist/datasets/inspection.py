@@ -116,7 +116,7 @@ def _look(sample: Sample, before: _Facts | None, decode: Decode | None) -> _Fact
     facts = before if same and before is not None else None
     if facts is None:
         facts = _Facts(sample.uri, status.st_size, status.st_mtime_ns, hash_file(sample.path), False, None)
-    if decode is None or facts.decoded:
+    if decode is None or (facts.decoded and facts.problem is None):  # another release may decode what this one could not
         return facts
     try:
         decode(sample.path)

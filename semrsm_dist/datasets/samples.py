@@ -52,6 +52,8 @@ class Dataset:
     """Classes and instance counts in the schema :data:`storage_schemas.tables.ANNOTATIONS`, or None when unknown."""
     origin: Mapping[str, Any] = field(default_factory=dict)
     """What the samples were chosen from and how, for the reader of a store: plain values, without paths."""
+    left_out: int = 0
+    """Images that cannot be decoded and were left out."""
 
     def __post_init__(self) -> None:
         check_unique((sample.sample_id for sample in self.samples), "The dataset")

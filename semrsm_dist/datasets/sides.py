@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from semrsm_dist.datasets.inspection import Decode, inspect_images
 from semrsm_dist.datasets.samples import Dataset
@@ -74,11 +75,13 @@ def inspect_sides(
     for side, dataset in datasets.items():
         with progress(f"Inspecting {side}", "images", quiet=quiet) as report:
             found = inspect_images(dataset.samples, folder / "images.parquet", decode=decode, report=report)
-        inspected[side] = dataset.keep(found.samples)
+        inspected[side] = replace(dataset.keep(found.samples), left_out=len(found.unreadable))
         n_left_out, listed = len(found.unreadable), folder / f"{side}.unreadable.parquet"
         if n_left_out:
             write_table(listed, found.unreadable, UNREADABLE)
             say(f"{side.capitalize()}: {n_left_out:,} images cannot be decoded and are left out; {listed} lists them.")
+        elif folder.exists(listed.name):  # of an earlier run, before they were mended
+            folder.delete(listed.name)
         if not found.samples:
             raise InvalidInputError(f"No image of the {side} can be decoded; {listed} lists them with their reasons.")
     _check_disjoint(inspected)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from contextlib import suppress
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
 """Parameters of ``mallopt``, from malloc.h of the GNU C library."""
@@ -17,7 +18,7 @@ def keep_freed_memory() -> bool:
     PyTorch allocates the result of every layer anew. The GNU C library maps such large arrays from the system and unmaps them
     when they are freed, so every page is mapped and cleared again for each layer of each batch; ``benchmarks/extraction.py``
     says what that costs. Results do not change, and memory does not grow beyond its peak. Where the C library is another,
-    nothing is done.
+    nothing is done. It holds for the process from then on; :func:`give_back_memory` gives back what is free at a moment.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -32,3 +33,10 @@ def keep_freed_memory() -> bool:
         (_M_ARENA_MAX, 1),  # the arenas of other threads are too small for large arrays
     )
     return all(mallopt(parameter, value) == 1 for parameter, value in settings)
+
+
+def give_back_memory() -> None:
+    """Give what the C library keeps back to the system, for whatever runs next on the machine."""
+    if sys.platform.startswith("linux"):
+        with suppress(AttributeError, OSError):
+            ctypes.CDLL(None).malloc_trim(0)

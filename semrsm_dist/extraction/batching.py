@@ -17,6 +17,10 @@ LAYER_BLOCK = DEFAULT_TILE_SIZE
 """Samples of a unit of work when layers are asked for by name: chunks of every store are divisors of it."""
 
 
+Missing = tuple[frozenset[int], ...]
+"""Chunks that each store lacks."""
+
+
 class Batch(NamedTuple):
     """Samples that go through the network together."""
 
@@ -59,22 +63,36 @@ class Blocks(NamedTuple):
         """The samples of a block."""
         return slice(block * self.size, min((block + 1) * self.size, self.n_samples))
 
-    def missing(self) -> list[int]:
-        """Blocks of which a store lacks a chunk, ascending, from one listing of each store."""
-        found = set[int]()
-        for store in self.stores:
-            found |= {store.chunk_slice(chunk).start // self.size for chunk in store.missing_chunks()}
-        return sorted(found)
+    def missing_chunks(self) -> Missing:
+        """Chunks that each store lacks, from one listing of each."""
+        return tuple(frozenset(store.missing_chunks()) for store in self.stores)
 
-    def batches(self, blocks: Sequence[int], samples: Sequence[Sample]) -> list[Batch]:
-        """The batches of blocks, in order, but for those that no missing chunk needs."""
-        missing = [(store.chunk_samples, set(store.missing_chunks())) for store in self.stores]
+    def missing_chunks_of(self, block: int) -> Missing:
+        """Those of one block, without a listing: there may be thousands of blocks."""
+        rows = self.rows(block)
+        return tuple(
+            frozenset(
+                chunk
+                for chunk in range(rows.start // store.chunk_samples, (rows.stop - 1) // store.chunk_samples + 1)
+                if store.lacks_chunk(chunk)
+            )
+            for store in self.stores
+        )
+
+    def with_chunks(self, missing: Missing) -> list[int]:
+        """The blocks that chunks are of, ascending."""
+        pairs = zip(self.stores, missing, strict=True)
+        return sorted({store.chunk_slice(chunk).start // self.size for store, chunks in pairs for chunk in chunks})
+
+    def batches(self, missing: Missing, samples: Sequence[Sample]) -> list[Batch]:
+        """The batches that missing chunks need, in order."""
+        wanted = [(store.chunk_samples, chunks) for store, chunks in zip(self.stores, missing, strict=True)]
         batches = []
-        for block in blocks:
+        for block in self.with_chunks(missing):
             rows = self.rows(block)
             for start in range(rows.start, rows.stop, self.batch_size):
                 stop = min(start + self.batch_size, rows.stop)
-                if any(not chunks.isdisjoint(range(start // size, (stop - 1) // size + 1)) for size, chunks in missing):
+                if any(not chunks.isdisjoint(range(start // size, (stop - 1) // size + 1)) for size, chunks in wanted):
                     batches.append(Batch(start, tuple(samples[start:stop])))
         return batches
 
@@ -85,11 +103,13 @@ def unit_of(block: int) -> Unit:
 
 
 class ChunkWriter:
-    """Puts the batches of one store together and writes each chunk that it lacks as soon as it is whole."""
+    """Puts the batches of one store together and writes each chunk that it lacks as soon as it is whole.
 
-    def __init__(self, store: ActivationStore) -> None:
-        self._store = store
-        self._missing = set(store.missing_chunks())
+    Batches and writer must be of the same missing chunks: a copy of the task may write some meanwhile.
+    """
+
+    def __init__(self, store: ActivationStore, missing: frozenset[int]) -> None:
+        self._store, self._missing = store, missing
         self._parts: list[Representation] = []
 
     def add(self, batch: Batch, result: Representation) -> None:

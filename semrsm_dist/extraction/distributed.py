@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext, suppress
+from copy import copy
 from dataclasses import replace
 
 from semrsm_dist.extraction.batching import Blocks, unit_of
@@ -48,12 +50,10 @@ def model_for(model: VisionModel, pool: PoolSettings) -> VisionModel:
     """
     if model.loading is None:
         raise InvalidInputError("A pool of actors loads the model again; make it with load_model.")
-    if not model.device.is_cpu:
-        model = load_again({**model.loading, "device": "cpu"})
+    model = copy(model) if model.device.is_cpu else load_again({**model.loading, "device": "cpu"})
     assert model.loading is not None
     device = "cuda" if pool.gpus_per_worker else "cpu"
-    if device != "cpu":
-        model.description["device"] = device
+    model.description = {**model.description, **({"device": device} if device != "cpu" else {})}
     model.loading = {**model.loading, "device": device}
     return model
 
@@ -84,9 +84,9 @@ def extract_on_ray(
         When blocks came to nothing although they were tried again.
     """
     keep_on_loopback(RunSettings("ray", pool.address))
-    from semrsm_dist.runtime.ray_executor import RayActorExecutor, largest_node_cpus
+    from semrsm_dist.runtime.ray_executor import RayActorExecutor
 
-    missing = blocks.missing()
+    missing = blocks.with_chunks(blocks.missing_chunks())
     store = blocks.stores[0].location
     todo = [unit_of(block) for block in missing]
     expected = {("activations", "none"): seconds_per_image * blocks.size}
@@ -99,17 +99,16 @@ def extract_on_ray(
     if not todo:
         report(n_blocks, n_blocks)
         return
-    cpus = min(pool.cpus_per_worker, largest_node_cpus(pool.address))  # an actor that no node can hold would be waited for
     executor = RayActorExecutor(
         make_worker,
-        replace(job, threads=cpus).to_json(),
+        lambda cpus: replace(job, threads=cpus).to_json(),
         str(store),
         address=pool.address,
         workers=pool.workers,
-        cpus=cpus,
+        cpus=pool.cpus_per_worker,
         gpus=pool.gpus_per_worker,
     )
-    recorder = EventRecorder(events_url(store))
+    recorder, finished = EventRecorder(events_url(store)), False
     try:
         forecast = Forecast(todo, expected, executor.slots())
         watch = Watch(store, executor, recorder, forecast, n_blocks - len(todo), n_blocks, report)
@@ -121,9 +120,11 @@ def extract_on_ray(
             expected_seconds=expected,
             fatal={kind.__name__: kind for kind in _FATAL},
         )
+        finished = True
     finally:
         executor.close()
-        recorder.close()
+        with nullcontext() if finished else suppress(StorageUnavailableError):  # it must not hide what went wrong before
+            recorder.close()
         end_pulse(store)
     if result.set_aside:
         unit, reason = next(iter(result.set_aside.items()))

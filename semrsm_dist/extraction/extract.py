@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -22,7 +22,7 @@ import torch
 
 from semrsm_dist.datasets.inspection import inspect_images
 from semrsm_dist.datasets.samples import Dataset, Sample, samples_table
-from semrsm_dist.extraction.allocation import keep_freed_memory
+from semrsm_dist.extraction.allocation import give_back_memory, keep_freed_memory
 from semrsm_dist.extraction.batching import LAYER_BLOCK, Blocks, ChunkWriter
 from semrsm_dist.extraction.flow import Flow, available_cores
 from semrsm_dist.extraction.images import open_image
@@ -122,6 +122,8 @@ def extract_layers(
     threads: int | None = None,
     pool: PoolSettings | None = None,
     progress: Report | None = None,
+    report_inspect: Report | None = None,
+    report_check: Report | None = None,
 ) -> dict[str, ActivationStore]:
     """Like :func:`extract`, of a model with several representations: one forward pass fills a store for each.
 
@@ -133,6 +135,11 @@ def extract_layers(
         Path or URL of the store of each of ``model.representations``.
     pool
         Ray actors that do the work; this process does when None.
+    report_inspect
+        Told how many images have been inspected, where hashes or images that can be decoded are not known yet.
+    report_check
+        Told how many chunks have been checked; when given, what the stores hold already is read, and damaged chunks are
+        computed again.
 
     Returns
     -------
@@ -153,7 +160,7 @@ def extract_layers(
         keep_freed_memory()
     locations = {name: Location.of(outs[name]) for name in model.representations}
     first = next(iter(locations.values()))
-    samples = prepare_samples(dataset, first, settings)
+    samples = prepare_samples(dataset, first, settings, report_inspect)
     try:
         pixels = load_pixels(model, samples[:1])
         size = (pixels.shape[1], pixels.shape[2], pixels.shape[3])
@@ -164,19 +171,41 @@ def extract_layers(
             batch = settings.batch_size or _recorded_batch_size(locations.values())
             batch = batch or flow.once(lambda: _best_batch_size(model, pixels[0]))
             stores = create_stores(locations, probe, dataset, samples, model, replace(settings, batch_size=batch))
+            if report_check is not None:
+                remove_damaged(stores.values(), report_check)
             blocks = Blocks.of(stores, batch, layers=model.has_layers)
             if pool is None:
-                _fill(stores, blocks.batches(blocks.missing(), samples), flow, progress)
+                _fill(blocks, samples, flow, progress)
         if pool is not None:
             assert model.loading is not None
             job = ExtractionJob(model.loading, tuple(map(str, locations.values())), size, batch, pool.cpus_per_worker)
             extract_on_ray(job, blocks, pool, seconds, progress)
     except UnreadableImageError as error:
         raise all_unreadable(samples, error, images_url(first), unreadable_url(first)) from error
+    finally:
+        give_back_memory()
     return stores
 
 
-def prepare_samples(dataset: Dataset, first: Location, settings: ExtractionSettings) -> tuple[Sample, ...]:
+def remove_damaged(stores: Iterable[ActivationStore], report: Report) -> int:
+    """Read what stores hold, and remove the chunks whose checksums do not fit, so that they are computed again; how many."""
+    each = list(stores)
+    total, done, removed = sum(store.n_chunks for store in each), 0, 0
+    for store in each:
+        missing = set(store.missing_chunks())
+        for index in range(store.n_chunks):
+            if index not in missing and not store.is_whole(index):
+                store.delete_chunk(index)
+                removed += 1
+            done += 1
+            if len(missing) < store.n_chunks:
+                report(done, total)
+    return removed
+
+
+def prepare_samples(
+    dataset: Dataset, first: Location, settings: ExtractionSettings, report: Report | None = None
+) -> tuple[Sample, ...]:
     """Samples with their hashes, without those that are to be left out since they cannot be decoded.
 
     What is found out about images is remembered in the folder of the first store, in ``images.parquet``; those that are left
@@ -185,10 +214,12 @@ def prepare_samples(dataset: Dataset, first: Location, settings: ExtractionSetti
     skip = settings.on_error == "skip"
     samples = dataset.samples
     if skip or not all(sample.sha256 for sample in samples):
-        inspection = inspect_images(samples, images_url(first), decode=open_image if skip else None)
-        samples = inspection.samples
+        inspection = inspect_images(samples, images_url(first), decode=open_image if skip else None, report=report)
+        samples, listed = inspection.samples, unreadable_url(first)
         if len(inspection.unreadable):
-            tables.write_table(unreadable_url(first), inspection.unreadable, tables.UNREADABLE)
+            tables.write_table(listed, inspection.unreadable, tables.UNREADABLE)
+        elif listed.parent.exists(listed.name):  # of an earlier run, before they were mended
+            listed.parent.delete(listed.name)
     if not samples:
         raise InvalidInputError("The dataset holds no images to extract; give at least one that can be decoded.")
     return samples
@@ -226,8 +257,9 @@ def create_stores(
         **({"batches_within": LAYER_BLOCK} if model.has_layers else {}),
     }
     provenance: dict[str, Any] = {"dataset": dict(dataset.origin)} if dataset.origin else {}
-    if len(samples) < len(dataset.samples):
-        provenance["left_out"] = len(dataset.samples) - len(samples)
+    left_out = dataset.left_out + len(dataset.samples) - len(samples)
+    if left_out:
+        provenance["left_out"] = left_out
     stores = {}
     for name, location in locations.items():
         _amend(location, samples, samples_hash)
@@ -257,18 +289,17 @@ def unreadable_url(store: Location) -> Location:
     return store.parent / f"{store.name.removesuffix('.zarr')}.unreadable.parquet"
 
 
-def _fill(
-    stores: Mapping[str, ActivationStore], batches: Sequence[Any], flow: Flow[Any, Representations], progress: Report | None
-) -> None:
-    """Write the chunks that the batches make up, as their results come in."""
-    writers = {name: ChunkWriter(store) for name, store in stores.items()}
-    n_samples = next(iter(stores.values())).n_samples
+def _fill(blocks: Blocks, samples: Sequence[Sample], flow: Flow[Any, Representations], progress: Report | None) -> None:
+    """Write the chunks that the stores lack, as the results of their batches come in."""
+    missing, n_samples = blocks.missing_chunks(), blocks.n_samples
+    writers = [ChunkWriter(store, chunks) for store, chunks in zip(blocks.stores, missing, strict=True)]
+    batches = blocks.batches(missing, samples)
     done = n_samples - sum(len(batch.samples) for batch in batches)
     if progress is not None:
         progress(done, n_samples)
     for batch, result in flow.run(batches):
-        for name, writer in writers.items():
-            writer.add(batch, result[name])
+        for writer, representation in zip(writers, result.values(), strict=True):
+            writer.add(batch, representation)
         done += len(batch.samples)
         if progress is not None:
             progress(done, n_samples)
@@ -305,6 +336,8 @@ def _amend(location: Location, samples: Sequence[Sample], samples_hash: str) -> 
     store = ActivationStore.open(location)
     before = tables.read_table(table, tables.SAMPLES)
     ids, hashes = (before.column(name).to_pylist() for name in ("sample_id", "sha256"))
+    if not location.exists("features/zarr.json"):  # killed while it was made
+        return
     if ids != [sample.sample_id for sample in samples] or len(ids) != store.n_samples:
         return
     changed = [row for row, (sample, sha256) in enumerate(zip(samples, hashes, strict=True)) if sample.sha256 != sha256]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from pathlib import Path
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from storage_schemas.errors import StoreNotFoundError, UnreadableImageError
+from storage_schemas.location import storage_errors
 
 MAX_PIXELS = 178_956_970
 """Largest image that is decoded, in pixels: the bound at which Pillow itself suspects a decompression bomb."""
@@ -57,6 +59,8 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     ------
     StoreNotFoundError
         When the file is not there.
+    StorageUnavailableError
+        When the file cannot be read.
     UnreadableImageError
         When it is not a readable image of one of :data:`FORMATS`, has more than :data:`MAX_PIXELS`, or
         has 32-bit pixels.
@@ -83,6 +87,9 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     except UnreadableImageError:
         raise
     except _UNREADABLE as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EISDIR):  # the disk, not the image
+            with storage_errors(str(path)):
+                raise
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise UnreadableImageError(
             f"The image {path} cannot be decoded ({reason}); replace it, or remove it from the dataset."

@@ -72,9 +72,9 @@ def all_unreadable(samples: Sequence[Sample], first: UnreadableImageError, known
         parts.append(inspect_images(part, known, decode=open_image).unreadable)
         looked_at += len(part)
     unreadable = pa.concat_tables(parts)
+    write_table(listed, unreadable, UNREADABLE)
     if len(unreadable) < 2 and looked_at == len(samples):
         return first
-    write_table(listed, unreadable, UNREADABLE)
     more = "" if looked_at == len(samples) else f" Only the first {looked_at:,} images were looked at."
     names = first_few(unreadable["sample_id"].to_pylist())
     return UnreadableImageError(

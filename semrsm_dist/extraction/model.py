@@ -102,14 +102,14 @@ def load_model(
         Device.find(device, autocast),
     )
     loaded.loading = {
-        "model": os.path.abspath(model) if os.path.isdir(model) else os.fspath(model),
+        "model": os.path.abspath(folder) if os.path.isdir(folder := os.path.expanduser(model)) else os.fspath(model),
         "revision": loaded.description["revision"],
         "image_size": image_size,
         "layers": list(layers),
         "drop_cls": drop_cls,
         "drop_padding": drop_padding,
-        "weights": None if weights is None else os.fspath(weights),
-        "processor": None if processor is None else os.fspath(processor),
+        "weights": None if weights is None else os.path.abspath(os.path.expanduser(weights)),
+        "processor": None if processor is None else os.path.abspath(os.path.expanduser(processor)),
         "preprocessing": None if preprocessing is None else asdict(preprocessing),
         "device": device,
         "autocast": autocast,

@@ -45,6 +45,8 @@ class OwnNetwork:
         """What one forward pass returns: ``output``, and by their names the outputs in a mapping."""
         try:
             output = self.module(pixels)
+        except torch.OutOfMemoryError:  # smaller batches mend that
+            raise
         except Exception as error:  # whatever the user's code raises
             raise InvalidInputError(
                 f"{self._name} fails on a batch of images of {pixels.shape[-1]} × {pixels.shape[-2]} pixels "

@@ -44,3 +44,14 @@ class PoolSettings:
     """CPUs that an actor reserves: its forward passes at the same time, or its threads that decode for a GPU."""
     gpus_per_worker: float = 0.0
     """GPUs that an actor reserves; fractions are shared."""
+    device: str = "auto"
+    """What was asked for; actors run on a GPU if and only if they reserve one."""
+
+    def __post_init__(self) -> None:
+        gpus = self.gpus_per_worker
+        if not 0 <= gpus < float("inf") or (gpus > 1 and gpus != int(gpus)):
+            raise InvalidInputError(f"An actor cannot have {gpus:g} GPUs; give a share of one, or a whole number.")
+        if gpus and self.device == "cpu":
+            raise InvalidInputError(f"Actors with {gpus:g} GPUs do not run on the CPU; leave the device or the GPUs out.")
+        if not gpus and self.device.startswith("cuda"):
+            raise InvalidInputError(f"Actors on {self.device} need a GPU; say how much of one with gpus_per_worker.")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import unquote, urlparse
@@ -22,6 +23,8 @@ from semrsm_dist.extraction.model import load_again
 from semrsm_dist.runtime.units import Receipt, Unit
 from semrsm_dist.runtime.worker import peak_memory_bytes
 from storage_schemas.activations import ActivationStore, samples_url
+from storage_schemas.errors import FingerprintMismatchError
+from storage_schemas.fingerprint import canonical
 from storage_schemas.tables import SAMPLES, read_table
 
 
@@ -64,6 +67,8 @@ class ExtractionWorker:
             name: ActivationStore.open(out, writable=True)
             for name, out in zip(self._model.representations, job.outs, strict=True)
         }
+        for name, store in stores.items():
+            _check_same(store, self._model.describe(name))
         self._stores = stores
         self._blocks = Blocks.of(stores, job.batch_size, layers=self._model.has_layers)
         self._samples = _samples(next(iter(stores.values())))
@@ -81,10 +86,12 @@ class ExtractionWorker:
     def _extract(self, units: Sequence[Unit]) -> list[Receipt]:
         """Receipts of units up to the first that fails, that one included."""
         receipts: list[Receipt] = []
-        writers = {name: ChunkWriter(store) for name, store in self._stores.items()}
-        batches = [(unit, self._blocks.batches([unit.key.row], self._samples)) for unit in units]
-        results = self._flow.run(batch for _, of_unit in batches for batch in of_unit)
-        for unit, of_unit in batches:
+        missing = [self._blocks.missing_chunks_of(unit.key.row) for unit in units]
+        batches = [self._blocks.batches(chunks, self._samples) for chunks in missing]
+        results = self._flow.run(batch for of_unit in batches for batch in of_unit)
+        for unit, chunks, of_unit in zip(units, missing, batches, strict=True):
+            pairs = zip(self._stores.items(), chunks, strict=True)
+            writers = {name: ChunkWriter(store, lacking) for (name, store), lacking in pairs}
             started, forward, write_seconds = datetime.now(UTC), self._flow.forward_seconds, 0.0
             error: Exception | None = None
             try:
@@ -119,6 +126,19 @@ def _receipt(unit: Unit, started: datetime, error: Exception | None, forward: fl
         node=socket.gethostname(),
         pid=os.getpid(),
     )
+
+
+def _check_same(store: ActivationStore, description: dict[str, Any]) -> None:
+    """Refuse to write what this node computes from another model, or with other packages, than the store was created with."""
+    recorded = store.attributes["computed_from"]
+    here = {"model": description, "packages": {name: version(name) for name in recorded["packages"]}}
+    for what, value in here.items():
+        if canonical(value) != canonical(recorded[what]):
+            names = [key for key in value if value[key] != recorded[what].get(key)]
+            raise FingerprintMismatchError(
+                f"Node {socket.gethostname()} has another {what.removesuffix('s')} than {store.location} was created with "
+                f"({', '.join(names)}); give every node the same."
+            )
 
 
 def _samples(store: ActivationStore) -> list[Sample]:

@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -22,6 +22,7 @@ from semrsm_dist.runtime.worker import RsmJob, TileWorker, refusals
 from storage_schemas.errors import InvalidInputError, SemrsmError
 
 _SECONDS_BETWEEN_RESOURCE_QUERIES = 5.0
+_STARTS = 3  # of actors that fail in a row, before the tasks that wait for them are lost
 _SECONDS_BOUNDARIES = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]
 _RESULTS_AHEAD = 2  # for each CPU: one that is computed while another waits to be taken
 Item = TypeVar("Item")
@@ -86,7 +87,9 @@ class _OnRay(ABC):
         Address of an existing cluster; ``RAY_ADDRESS`` of the environment when None (as inside ``ray job submit``);
         without either a local Ray is started on loopback, and stopped by :meth:`close`.
     workers
-        Tasks at once: CPUs of the embedded Ray, or the most to use of a cluster; all of them when None.
+        Tasks at once at the most; as many as there is room for when None.
+    cpus
+        CPUs of the embedded Ray; the machine's when None.
 
     Raises
     ------
@@ -94,12 +97,12 @@ class _OnRay(ABC):
         When the cluster cannot be reached.
     """
 
-    def __init__(self, out: str, address: str | None, workers: int | None) -> None:
+    def __init__(self, out: str, address: str | None, workers: int | None, cpus: int | None) -> None:
         self._workers = workers
         self._tasks: dict[Any, Task] = {}
         self._waiting: deque[Task] = deque()
         self._slots, self._next_query = 1, 0.0
-        self._started_ray = connect(address, workers)
+        self._started_ray = connect(address, cpus)
         self._metrics = _Metrics(out)
         self._head = Head(ray.get_runtime_context().gcs_address)
 
@@ -212,7 +215,7 @@ class RayExecutor(_OnRay):
     def __init__(
         self, job: RsmJob, *, address: str | None = None, workers: int | None = None, memory_bytes: int | None = None
     ) -> None:
-        super().__init__(job.out, address, workers)
+        super().__init__(job.out, address, workers, cpus=workers)
         self._job = job.to_json()
         # max_retries=0: the dispatch loop sees every loss, and submits again by its own policy.
         options: dict[str, Any] = {"num_cpus": 1, "max_retries": 0}
@@ -266,33 +269,39 @@ class RayActorExecutor(_OnRay):
     make
         Makes the worker of an actor from ``job``; a function of a module, which the actors import.
     job
-        Plain values.
+        Plain values for ``make``, given the CPUs that an actor gets.
     out
         Store that is written, for the metrics.
     address, workers
         Where, and how many actors at the most; a local Ray on loopback when there is no address.
     cpus, gpus
-        What an actor reserves; fractions of a GPU are shared.
+        What an actor reserves: CPUs, but no more than the largest node has, and GPUs, of which fractions are shared.
 
     Raises
     ------
     InvalidInputError
-        When the cluster cannot be reached.
+        When the cluster cannot be reached, or the embedded Ray has no such GPUs.
     """
 
     def __init__(
         self,
         make: Callable[[dict[str, Any]], Worker],
-        job: dict[str, Any],
+        job: Callable[[int], dict[str, Any]],
         out: str,
         *,
         address: str | None = None,
         workers: int | None = None,
-        cpus: float = 1.0,
+        cpus: int = 1,
         gpus: float = 0.0,
     ) -> None:
-        super().__init__(out, address, workers)
-        self._make, self._job, self._cpus, self._gpus = make, job, cpus, gpus
+        super().__init__(out, address, workers, cpus=None)
+        there = int(ray.cluster_resources().get("GPU", 0))
+        if self._started_ray and there < gpus:
+            ray.shutdown()
+            raise InvalidInputError(f"An actor needs {gpus:g} GPUs and this machine has {there}; name a cluster that has them.")
+        cpus = min(cpus, _largest_node_cpus())  # an actor that no node can hold would be waited for
+        self._make, self._job, self._cpus, self._gpus = make, job(cpus), cpus, gpus
+        self._failed_starts, self._why = 0, ""
         self._actor = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Actor)
         self._starting: dict[Any, Any] = {}
         self._idle: list[Any] = []
@@ -326,11 +335,19 @@ class RayActorExecutor(_OnRay):
     def _poll(self, timeout: float) -> list[Outcome]:
         for reference in _ended(list(self._starting), 0 if self._tasks else timeout):
             actor = self._starting.pop(reference)
-            with suppress(RayError):  # its node has gone: another is started below
+            try:
                 ray.get(reference, timeout=60)
                 self._idle.append(actor)
+                self._failed_starts = 0
+            except RayError as error:  # its node has gone, or lacks this package: another is started below
+                self._failed_starts += 1
+                self._why = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "no word")
         self._start_waiting()
-        return super()._poll(timeout)
+        outcomes = super()._poll(timeout)
+        if self._failed_starts >= _STARTS and self._waiting and not (self._idle or self._busy):
+            reason = f"{self._failed_starts} actors in a row could not be started: {self._why}"
+            outcomes.append(Outcome(self._waiting.popleft(), lost=reason))
+        return outcomes
 
     def _outcome(self, reference: Any) -> Outcome:
         actor = self._busy.pop(reference)
@@ -413,9 +430,8 @@ def cluster_slots(address: str | None) -> int:
     return max(int(ray.cluster_resources().get("CPU", 1)), 1)
 
 
-def largest_node_cpus(address: str | None) -> int:
-    """CPUs of the node of a cluster that has most."""
-    connect(address, None)
+def _largest_node_cpus() -> int:
+    """CPUs of the node that has most."""
     return max((int(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["Alive"]), default=1) or 1
 
 

@@ -12,7 +12,7 @@ from semrsm_dist.runtime.events import EventReader
 from semrsm_dist.runtime.history import History, history, kind_of
 from semrsm_dist.runtime.inventory import count_units, missing_units
 from semrsm_dist.runtime.pulse import PULSE_SECONDS, Pulse, read_pulse
-from storage_schemas import ActivationStore, RsmStore, StoreNotFoundError
+from storage_schemas import ActivationStore, IncompleteStoreError, RsmStore, StoreNotFoundError
 from storage_schemas.lease import Holder, holder_of
 from storage_schemas.location import Location
 from storage_schemas.rsm import events_url
@@ -80,9 +80,9 @@ class Observer:
         """How far an activation store is."""
         try:
             store = ActivationStore.open(location)
-        except StoreNotFoundError:
+            done = store.n_chunks - len(store.missing_chunks())
+        except (StoreNotFoundError, IncompleteStoreError):  # not begun, or killed while its arrays were made
             return Stage(what, 0, 0, "chunks")
-        done = store.n_chunks - len(store.missing_chunks())
         return Stage(what, done, store.n_chunks, "chunks", pulse=read_pulse(location))
 
     def rsm(self, what: str, location: Location, invariances: Sequence[Invariance] | None = None) -> Stage:

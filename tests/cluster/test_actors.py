@@ -68,7 +68,7 @@ def run(
     folder: Path, policy: Policy | None = None, workers: int | None = None, **job: Any
 ) -> tuple[list[Attempt], dict[Unit, str]]:
     """Every attempt, and what was set aside."""
-    executor = RayActorExecutor(make, {"folder": str(folder), **job}, "out", workers=workers)
+    executor = RayActorExecutor(make, lambda cpus: {"folder": str(folder), **job}, "out", workers=workers)
     attempts: list[Attempt] = []
     try:
         result = dispatch(UNITS, executor, policy=policy, on_attempt=attempts.append)
@@ -115,8 +115,40 @@ def test_workers_that_cannot_be_made_say_why(tmp_path: Path) -> None:
     assert {each.status for each in attempts} == {"failed"}
 
 
+class NotToBeMade:
+    """What an actor cannot be, as on a node that lacks this package."""
+
+    def __init__(self, make: object, job: object) -> None:
+        raise ImportError("No module named 'semrsm_dist'")
+
+    def ready(self) -> None:
+        """Never called."""
+
+    def run(self, units: object) -> None:
+        """Never called."""
+
+
+def test_actors_that_cannot_start_end_the_run_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("semrsm_dist.runtime.ray_executor._Actor", NotToBeMade)
+    attempts, set_aside = run(tmp_path, Policy(losses=2))
+    assert set(set_aside) == set(UNITS)
+    assert all("in a row could not be started: " in reason and "No module named" in reason for reason in set_aside.values())
+    assert {each.status for each in attempts} == {"lost"}
+
+
+def test_an_actor_reserves_no_more_cpus_than_a_node_has(tmp_path: Path) -> None:
+    given: list[int] = []
+
+    def job(cpus: int) -> dict[str, Any]:
+        given.append(cpus)
+        return {"folder": str(tmp_path)}
+
+    RayActorExecutor(make, job, "out", cpus=64).close()
+    assert given == [2]
+
+
 def test_an_actor_without_its_resources_is_waited_for(tmp_path: Path) -> None:
-    executor = RayActorExecutor(make, {"folder": str(tmp_path)}, "out", gpus=1.0)
+    executor = RayActorExecutor(make, lambda cpus: {"folder": str(tmp_path)}, "out", gpus=1.0)
     try:
         assert executor.slots() == 1
         assert executor.poll(0.5) == []

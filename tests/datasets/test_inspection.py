@@ -68,7 +68,7 @@ def test_only_files_that_changed_are_read_again(tmp_path: Path, known: Location,
     assert second.samples[4] == first.samples[4]
 
 
-def test_images_that_cannot_be_decoded_are_told_and_remembered(tmp_path: Path, known: Location) -> None:
+def test_images_that_cannot_be_decoded_are_told_and_the_others_remembered(tmp_path: Path, known: Location) -> None:
     samples, decoder = make_samples(tmp_path, 5), Decoder(1, 3)
     found = inspect_images(samples, known, decode=decoder)
     assert [sample.sample_id for sample in found.samples] == ["0.jpg", "2.jpg", "4.jpg"]
@@ -77,7 +77,7 @@ def test_images_that_cannot_be_decoded_are_told_and_remembered(tmp_path: Path, k
     decoder.asked.clear()
     samples[3].path.write_bytes(b"mended")
     found = inspect_images(samples, known, decode=decoder)
-    assert decoder.asked == ["3.jpg"]
+    assert sorted(decoder.asked) == ["1.jpg", "3.jpg"]  # what failed is tried again, what could be decoded is not
     assert found.unreadable["sample_id"].to_pylist() == ["1.jpg"]
 
 

@@ -156,8 +156,9 @@ def test_only_the_batches_that_a_layer_lacks_run_again(
     extracted["embedder"].location.delete("features/c/1/0/0")  # samples 2 and 3
     extracted["last_hidden_state"].location.delete("features/c/2/0/0")  # samples 8 to 10
     blocks = Blocks.of(extracted, 3, layers=True)
-    assert blocks.missing() == [0]
-    batches = blocks.batches([0], dataset.samples)
+    assert blocks.with_chunks(blocks.missing_chunks()) == [0]
+    assert blocks.missing_chunks_of(0) == blocks.missing_chunks()
+    batches = blocks.batches(blocks.missing_chunks(), dataset.samples)
     assert [(batch.start, batch.stop) for batch in batches] == [(0, 3), (3, 6), (6, 9), (9, 11)]
     extracted["embedder"].location.delete("features/c/1/0/0")
     written: list[tuple[str, int]] = []
@@ -178,7 +179,7 @@ def test_batches_stay_within_blocks_of_samples(resnet_folder: Path, dataset: Dat
     extract_layers(dataset, model, stores(tmp_path, model))
     store = ActivationStore.open(str(tmp_path / "x.last_hidden_state.zarr"))
     store.location.delete("features/c/1/0/0")
-    batches = Blocks((store,), 8, 3).batches([0, 1], dataset.samples)
+    batches = Blocks((store,), 8, 3).batches((frozenset({1}),), dataset.samples)
     assert [(batch.start, batch.stop) for batch in batches] == [(3, 6), (6, 8)]
 
 
