@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -15,10 +16,11 @@ from PIL import Image
 from ray.cluster_utils import Cluster
 
 from semrsm_dist.datasets.image_folder import read_image_folder
+from semrsm_dist.extraction.distributed import model_for
 from semrsm_dist.extraction.extract import extract, extract_layers
 from semrsm_dist.extraction.model import load_model
 from semrsm_dist.extraction.settings import PoolSettings
-from storage_schemas import ActivationStore, UnreadableImageError
+from storage_schemas import ActivationStore, FingerprintMismatchError, InvalidInputError, UnreadableImageError
 from storage_schemas.location import Location
 from storage_schemas.rsm import events_url
 from storage_schemas.tables import EVENTS, read_folder
@@ -175,6 +177,30 @@ def test_an_actor_that_dies_is_replaced(images: Path, undisturbed: Path, local_r
     extract_layers(read_image_folder(images), model, out, pool=pool, progress=kill_one)
     assert killed
     assert tree(tmp_path / "a.zarr") == tree(undisturbed)
+
+
+def test_an_actor_with_another_model_refuses_to_write(images: Path, local_ray: None, tmp_path: Path) -> None:
+    network, dataset = tmp_path / "network", read_image_folder(images)
+    shutil.copytree(NETWORK, network)
+    model = load_model(network, device="cpu")
+    settings = network / "preprocessor_config.json"
+    settings.write_text(settings.read_text().replace('"resample": 2', '"resample": 3'))  # after the driver has read it
+    out = {"last_hidden_state": str(tmp_path / "a.zarr")}
+    with pytest.raises(FingerprintMismatchError, match=r"^Node .* has another model than .*a\.zarr .*\(preprocessing\); give"):
+        extract_layers(dataset, model, out, pool=PoolSettings(cpus_per_worker=1))
+    assert len(ActivationStore.open(out["last_hidden_state"]).missing_chunks()) == N_CHUNKS
+
+
+def test_a_pool_leaves_the_callers_model_as_it_was(images: Path, local_ray: None, tmp_path: Path) -> None:
+    model = load_model(NETWORK, device="cpu")
+    before = dict(model.description)
+    with pytest.raises(InvalidInputError, match=r"Actors with 1 GPUs do not run on the CPU"):
+        PoolSettings(gpus_per_worker=1, device="cpu")
+    for wrong in (1.5, float("nan"), -1):
+        with pytest.raises(InvalidInputError, match="An actor cannot have"):
+            PoolSettings(gpus_per_worker=wrong)
+    assert model_for(model, PoolSettings(gpus_per_worker=0.5)).description == {**before, "device": "cuda"}
+    assert model.description == before
 
 
 def test_images_that_actors_cannot_decode_stop_it_with_a_list(images: Path, local_ray: None, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +15,18 @@ from semrsm_dist.datasets.image_folder import read_image_folder
 from semrsm_dist.datasets.samples import Dataset
 from semrsm_dist.extraction import loading
 from semrsm_dist.extraction.batching import Blocks
-from semrsm_dist.extraction.extract import extract
+from semrsm_dist.extraction.extract import extract, extract_layers
 from semrsm_dist.extraction.images import open_image
 from semrsm_dist.extraction.model import VisionModel, load_model
 from semrsm_dist.extraction.settings import ExtractionSettings
+from semrsm_dist.runtime.standing import Observer
 from storage_schemas import ActivationStore, activations, tables
 from storage_schemas.activations import samples_url
 from storage_schemas.errors import (
     FingerprintMismatchError,
     InvalidInputError,
     NonFiniteError,
+    StorageUnavailableError,
     StoreNotFoundError,
     UnreadableImageError,
 )
@@ -231,6 +234,53 @@ def test_unreadable_images_can_be_left_out_and_are_recorded(resnet: VisionModel,
         InvalidInputError, match=r"^The dataset holds no images to extract; give at least one that can be decoded\.$"
     ):
         extract(dataset, resnet, str(tmp_path / "none.zarr"), settings=settings)
+
+
+def test_a_store_that_was_killed_while_it_was_made_is_gone_on_with(
+    resnet: VisionModel, image_folder: Path, tmp_path: Path
+) -> None:
+    dataset, out = read_image_folder(image_folder), str(tmp_path / "a.zarr")
+    extract(dataset, resnet, out)
+    before = tree(tmp_path)
+    store = ActivationStore.open(out)
+    for path in ("features", "logits"):
+        for key in store.location.sizes(path):
+            store.location.delete(key)
+    assert Observer().activations("a", store.location).planned == 0
+    checked: list[tuple[object, ...]] = []
+    extract_layers(dataset, resnet, {"last_hidden_state": out}, report_check=lambda *told: checked.append(told))
+    assert tree(tmp_path) == before
+    assert checked == []  # there was nothing to check
+
+
+def test_what_a_store_holds_can_be_checked_on_the_way(resnet: VisionModel, image_folder: Path, tmp_path: Path) -> None:
+    dataset, out = read_image_folder(image_folder), str(tmp_path / "a.zarr")
+    extract(dataset, resnet, out)
+    before = tree(tmp_path)
+    chunk = tmp_path / "a.zarr/features/c/1/0/0"
+    chunk.write_bytes(bytes([chunk.read_bytes()[0] ^ 1]) + chunk.read_bytes()[1:])
+    checked: list[tuple[object, ...]] = []
+    extract_layers(dataset, resnet, {"last_hidden_state": out}, report_check=lambda *told: checked.append(told))
+    assert checked == [(1, 3), (2, 3), (3, 3)]
+    assert tree(tmp_path) == before
+
+
+def test_a_disk_that_fails_is_not_taken_for_a_broken_image(
+    resnet: VisionModel, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, original = read_image_folder(image_folder), Image.open
+
+    def fail(path: Path, **options: object) -> object:
+        if path.name.startswith("image05"):
+            raise OSError(errno.EIO, "Input/output error")
+        return original(path, **options)
+
+    settings = ExtractionSettings(on_error="skip")
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "open", fail)
+        with pytest.raises(StorageUnavailableError, match="image05"):
+            extract(dataset, resnet, str(tmp_path / "a.zarr"), settings=settings)
+    assert extract(dataset, resnet, str(tmp_path / "a.zarr"), settings=settings).n_samples == 11
 
 
 def test_a_store_is_gone_on_with_at_the_batch_size_it_was_begun_with(
