@@ -1,4 +1,5 @@
-"""The figures of docs/matching.md that are not times: scans of the auction, what integer costs and windows lose.
+"""The figures of docs/matching.md beside its tables: scans of the auction, what integer costs and windows lose, and what it
+costs that the bits of a product do not depend on its neighbours.
 
     python benchmarks/matching_facts.py      # under a minute
 
@@ -7,12 +8,16 @@ On Gaussian and rectified maps, and on SqueezeNet's maps of the playing cards wh
 
 from __future__ import annotations
 
+import time
+import timeit
 from pathlib import Path
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
+from threadpoolctl import threadpool_limits
 
 from semrsm_dist.matching import MatchingSettings, alignment, auction
+from semrsm_dist.matching.products import Float32Product
 from semrsm_dist.matching.simd import LANES
 from semrsm_dist.tile import compute_tile
 
@@ -64,8 +69,28 @@ def below_none(maps: np.ndarray, noise: float, window: int) -> tuple[float, floa
     return float((windows < none).mean()), float((windows / none).mean())
 
 
+def cost_of_one_shape(s: int, c: int) -> float:
+    """CPU time of one product of a fixed shape for each pair, over that of one product for all of them."""
+    random = np.random.default_rng(0)
+    together = max(1, min(100, 2**20 // (s * s)))
+    rows, column = (random.standard_normal(shape).astype(np.float32) for shape in ((together, s, c), (s, c)))
+    affinities = np.empty((together, s, s), dtype=np.float32)
+
+    def at_once() -> None:
+        np.matmul(rows.reshape(-1, c), column.T, out=affinities.reshape(-1, s))
+
+    def each() -> None:
+        Float32Product().multiply(rows, column, affinities)
+
+    with threadpool_limits(1):
+        seconds = {run: min(timeit.repeat(run, number=5, repeat=10, timer=time.thread_time)) for run in (each, at_once)}
+    return seconds[each] / seconds[at_once]
+
+
 def main() -> None:
     """Print the figures."""
+    for s, c in ((49, 512), (49, 1280), (196, 256), (196, 1280), (257, 1536), (512, 256), (1024, 256)):
+        print(f"one shape a pair, S = {s}, C = {c}: {cost_of_one_shape(s, c):.2f} × one product for all")
     random = np.random.default_rng(0)
     maps = {
         f"Gaussian {s}×{c}": random.standard_normal((8, s, c)).astype(np.float32)

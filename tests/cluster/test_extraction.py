@@ -101,6 +101,7 @@ def killed_at(process: subprocess.Popen[str], out: Path, moments: random.Random,
     return True
 
 
+@pytest.mark.timeout(900)  # eight starts of the command line, on machines that may be slow
 @pytest.mark.parametrize(("where", "kills"), [("here", LOCAL_KILLS), ("ray", RAY_KILLS)])
 def test_an_extraction_that_is_killed_at_random_moments(
     launch: Launch,
