@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import unquote, urlparse
@@ -21,7 +20,7 @@ from semrsm_dist.extraction.batching import Blocks, ChunkWriter
 from semrsm_dist.extraction.extract import open_flow
 from semrsm_dist.extraction.model import load_again
 from semrsm_dist.runtime.units import Receipt, Unit
-from semrsm_dist.runtime.worker import peak_memory_bytes
+from semrsm_dist.runtime.worker import check_packages, peak_memory_bytes
 from storage_schemas.activations import ActivationStore, samples_url
 from storage_schemas.errors import FingerprintMismatchError
 from storage_schemas.fingerprint import canonical
@@ -130,15 +129,15 @@ def _receipt(unit: Unit, started: datetime, error: Exception | None, forward: fl
 
 def _check_same(store: ActivationStore, description: dict[str, Any]) -> None:
     """Refuse to write what this node computes from another model, or with other packages, than the store was created with."""
-    recorded = store.attributes["computed_from"]
-    here = {"model": description, "packages": {name: version(name) for name in recorded["packages"]}}
-    for what, value in here.items():
-        if canonical(value) != canonical(recorded[what]):
-            names = [key for key in value if value[key] != recorded[what].get(key)]
-            raise FingerprintMismatchError(
-                f"Node {socket.gethostname()} has another {what.removesuffix('s')} than {store.location} was created with "
-                f"({', '.join(names)}); give every node the same."
-            )
+    computed_from = store.attributes["computed_from"]
+    check_packages(store.location, computed_from)
+    recorded = computed_from["model"]
+    if canonical(description) != canonical(recorded):
+        names = [key for key in description if canonical({key: description[key]}) != canonical({key: recorded.get(key)})]
+        raise FingerprintMismatchError(
+            f"Node {socket.gethostname()} has another model than {store.location} was created with ({', '.join(names)}); "
+            "give every node the same."
+        )
 
 
 def _samples(store: ActivationStore) -> list[Sample]:

@@ -8,10 +8,11 @@ import socket
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from importlib.metadata import version
 from typing import Any, Self
 
 import numpy as np
@@ -24,6 +25,8 @@ from semrsm_dist.names import Invariance
 from semrsm_dist.runtime.units import Receipt, Unit
 from semrsm_dist.tile import ReadBlock, centred, compute_tile_in_blocks
 from storage_schemas import ActivationStore, RsmStore, SemrsmError
+from storage_schemas.errors import FingerprintMismatchError
+from storage_schemas.location import Location
 from storage_schemas.rsm import Side
 
 
@@ -63,6 +66,7 @@ class TileWorker:
         self._rows = ActivationStore.open(job.rows)
         self._columns = self._rows if job.columns == job.rows else ActivationStore.open(job.columns)
         self._store = RsmStore.open(job.out, writable=True)
+        check_packages(self._store.location, self._store.attributes["computed_from"])
         self._grid: Grid = grid_from(self._store.grid, self._store.shape, self._store.tile_size)
         self._centre = self._store.read_centre()
         self._bounded = {name for name in self._store.invariances() if self._store.has_upper_bounds(name)}
@@ -157,6 +161,18 @@ class TileWorker:
         block = centred(store.read(start, stop), self._centre)
         self._blocks[wanted] = block
         return block
+
+
+def check_packages(store: Location, computed_from: Mapping[str, Any]) -> None:
+    """Refuse to write where this node has other versions of the packages than a store was created with."""
+    recorded: Mapping[str, str] = computed_from["packages"]
+    here = {name: version(name) for name in recorded}
+    other = [f"{name} {here[name]} instead of {recorded[name]}" for name in recorded if here[name] != recorded[name]]
+    if other:
+        raise FingerprintMismatchError(
+            f"Node {socket.gethostname()} has other packages than {store} was created with ({', '.join(other)}); "
+            "give every node the same."
+        )
 
 
 def refusals(units: Iterable[Unit], error: SemrsmError) -> list[Receipt]:

@@ -16,7 +16,7 @@ from semrsm_dist import semantic_rsm
 from semrsm_dist.grid import TileKey
 from semrsm_dist.matching import MatchingSettings
 from semrsm_dist.reduction.stored import StoredRsm, load_rsm
-from semrsm_dist.runtime import rsm_run
+from semrsm_dist.runtime import rsm_run, worker
 from semrsm_dist.runtime.inventory import damaged_units, missing_units, units_of
 from semrsm_dist.runtime.plan import project_memory
 from semrsm_dist.runtime.rsm_run import (
@@ -300,6 +300,16 @@ def test_a_plan_that_does_not_fit_the_memory_is_refused(make_activations: Make, 
     with pytest.raises(InvalidInputError, match=r"would need .* MiB for blocks of 5 samples, .* may use 1.0 MiB"):
         plan_rsm(job, EVERY, RunSettings(executor="serial", memory_per_worker=2**20))
     assert project_memory(100, 4096, 256, 4, 0, 1) > 2 * 100 * 4096 * 256 * 4
+
+
+def test_a_worker_with_other_packages_refuses_to_write(
+    make_activations: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_activations(n_samples=7)
+    job = create_rsm(str(store.location), None, str(tmp_path / "r.zarr"), SETTINGS)
+    monkeypatch.setattr(worker, "version", lambda name: "0.0.1")
+    with pytest.raises(FingerprintMismatchError, match=r"has other packages than .*r\.zarr .*numpy 0\.0\.1 instead of"):
+        run_rsm(job, EVERY, SERIAL)
 
 
 def test_a_disk_that_does_not_keep_what_is_written_ends_the_run(
