@@ -39,7 +39,7 @@ class Sample:
     height: int | None = None
     """Pixels down, as the dataset states it."""
     sha256: str | None = None
-    """Hash of the file's bytes; :func:`hash_samples` fills it."""
+    """Hash of the file's bytes, where it is known."""
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,14 @@ from semrsm_dist.datasets.inspection import inspect_images
 from semrsm_dist.datasets.samples import Dataset, Sample, samples_table
 from semrsm_dist.extraction.allocation import give_back_memory, keep_freed_memory
 from semrsm_dist.extraction.batching import LAYER_BLOCK, Blocks, ChunkWriter
-from semrsm_dist.extraction.flow import Flow, available_cores
+from semrsm_dist.extraction.flow import Flow
 from semrsm_dist.extraction.images import open_image
 from semrsm_dist.extraction.loading import all_unreadable, load_pixels
 from semrsm_dist.extraction.memory import forward_in_parts, largest_batch
 from semrsm_dist.extraction.settings import ExtractionSettings, PoolSettings
 from semrsm_dist.extraction.vision_model import Representation, VisionModel
 from semrsm_dist.progress import Report
+from semrsm_dist.runtime.plan import machine_cpus
 from storage_schemas import tables
 from storage_schemas.activations import ActivationStore, samples_url
 from storage_schemas.errors import InvalidInputError, SemrsmError, UnreadableImageError
@@ -228,7 +229,7 @@ def prepare_samples(
 def open_flow(model: VisionModel, size: torch.Size, threads: int | None = None) -> Flow[Any, Representations]:
     """A flow of images, which must all come to one size, through the network."""
     forward = model.represent_layers if model.device.is_cpu else partial(forward_in_parts, model.represent_layers, _join)
-    cores = available_cores()
+    cores = machine_cpus()
     return Flow(
         lambda batch: load_pixels(model, batch.samples, size),
         forward,

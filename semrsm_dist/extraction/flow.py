@@ -7,7 +7,6 @@ differ by 1e-5), and a store would depend on the machine's number of cores. On a
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -100,8 +99,3 @@ class Flow(AbstractContextManager["Flow[Batch, Result]"], Generic[Batch, Result]
 def _pool(name: str, threads: int) -> ThreadPoolExecutor:
     """Threads in which PyTorch runs single-threaded, whatever the environment says."""
     return ThreadPoolExecutor(threads, name, initializer=torch.set_num_threads, initargs=(1,))
-
-
-def available_cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

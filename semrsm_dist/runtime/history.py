@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -57,10 +56,6 @@ class History:
         if not self.parallelism or not missing.keys() <= self.kind_seconds.keys():
             return None
         return sum(count * self.kind_seconds[kind] for kind, count in missing.items()) / self.parallelism
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
 
 
 def history(events: pa.Table) -> History:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import heapq
 import math
-import resource
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -29,6 +28,7 @@ from semrsm_dist.runtime.forecast import Forecast
 from semrsm_dist.runtime.order import along_the_curve
 from semrsm_dist.runtime.units import Outcome, Receipt, Task, Unit
 from semrsm_dist.runtime.watch import Watch
+from semrsm_dist.runtime.worker import peak_memory_bytes
 from storage_schemas.errors import InvalidInputError
 from storage_schemas.location import Location
 from storage_schemas.rsm import events_url
@@ -143,7 +143,7 @@ def simulate(n_units: int, unit_seconds: float, cluster: Cluster, policy: Policy
     policy
         How the loop decides; the defaults when None.
     """
-    memory = _peak_memory()
+    memory = peak_memory_bytes()
     executor = SimulatedExecutor(cluster, unit_seconds)
     expected = {("tile", "permutation"): unit_seconds}
 
@@ -178,7 +178,7 @@ def simulate(n_units: int, unit_seconds: float, cluster: Cluster, policy: Policy
         tasks_lost=executor.tasks_lost,
         abandoned=executor.abandoned,
         driver_seconds_per_unit=driver / n_units,
-        driver_bytes_per_unit=(_peak_memory() - memory) / n_units,
+        driver_bytes_per_unit=(peak_memory_bytes() - memory) / n_units,
     )
 
 
@@ -332,8 +332,3 @@ class SimulatedExecutor:
         """Something happens later."""
         self._sequence += 1
         heapq.heappush(self._events, (self.now + seconds, self._sequence, kind, subject))
-
-
-def _peak_memory() -> int:
-    """Largest resident memory of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
